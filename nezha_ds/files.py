@@ -1,0 +1,57 @@
+"""Files that exist whole or not at all, whatever happens while they are written."""
+
+import hashlib
+import os
+from pathlib import Path
+
+from nezha_ds.errors import LaunchError
+
+
+def write_atomically(path: Path, data: bytes | memoryview | str) -> None:
+    """Write under a temporary name beside `path`, sync, rename, sync the folder.
+
+    A reader sees the old file, the new one, or none; so does the next start after a power cut. LaunchError when the
+    disk is full or the folder cannot be written; then nothing is left behind.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise unwritable(path, error) from None
+
+
+def make_folder(path: Path) -> Path:
+    """The folder, made with its parents if need be; LaunchError when it cannot be, or is a file."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if not os.access(path, os.W_OK):
+            raise PermissionError(13, "Permission denied")
+    except OSError as error:
+        raise unwritable(path, error) from None
+    return path
+
+
+def unwritable(path: Path, error: OSError) -> LaunchError:
+    """What a failed write means to the user."""
+    return LaunchError(f"cannot write {path} ({error.strerror}); free space on its disk, or choose another folder")
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames and removals in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_of(path: Path) -> str:
+    """The file's SHA-256 in hexadecimal, at about 2 GB/s."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,294 @@
+"""The only door to pyarrow: what a shard is, how one is written, and how it is read without copying.
+
+A shard is an Arrow IPC file of one record batch, about 64 MB, read by memory map. A row is a document:
+
+    tokens     list<uint16 | uint32>   ids, without special tokens; 32 bits beyond 65,535 entries
+    words      list<bool>              one bit a token: a word begins here
+    sentences  list<uint32>            where sentences begin, counted in tokens from the document's start
+
+One batch a file keeps each column in one piece, so a shard is four flat arrays (`Columns`) and a sample is a slice of
+them: 2.2 bytes a token, no object per document. `manifest.json` names everything that the ids depend on; its
+own hash is the fingerprint of the data. Shards know nothing of sequence lengths or objectives.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from nezha_ds.config import Settings
+from nezha_ds.errors import DataError
+from nezha_ds.files import sha256_of, write_atomically
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+VOCABULARY = "vocab.txt"
+SHARD_BYTES = 64 << 20
+"""The size at which a writer closes a shard."""
+
+Ids = NDArray[np.uint16 | np.uint32]
+Offsets = NDArray[np.int64]
+Split = Literal["train", "heldout"]
+Verify = Literal["hashes", "sizes", "never"]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Documents as flat arrays: T tokens, D documents, S sentences. Indices count tokens from the shard's start."""
+
+    tokens: Ids
+    """(T,)"""
+    word_bits: NDArray[np.uint8]
+    """(ceil(T / 8),): bit `t & 7` of byte `t >> 3` says whether a word begins at token t."""
+    documents: Offsets
+    """(D + 1,): where documents begin, and T."""
+    sentences: Offsets
+    """(S,): where sentences begin, ascending; every document begins with one."""
+
+    def word_starts(self, index: Offsets) -> NDArray[np.bool_]:
+        """Whether a word begins at each token index, in the index's own shape."""
+        return (self.word_bits[index >> 3] >> (index & 7).astype(np.uint8)) & 1 != 0
+
+
+def pack_words(word_starts: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """(T,) flags to the bit layout that `Columns` and Arrow share."""
+    return np.packbits(word_starts, bitorder="little")
+
+
+def unpack_words(columns: Columns) -> NDArray[np.bool_]:
+    """(T,) flags of a whole shard."""
+    return np.unpackbits(columns.word_bits, count=len(columns.tokens), bitorder="little").astype(np.bool_)
+
+
+def join(parts: Iterable[Columns]) -> Columns:
+    """One set of columns with the documents of all parts in order."""
+    pieces = list(parts)
+    if not pieces:
+        raise DataError("a shard needs at least one document; the input has none")
+    starts = np.cumsum([0, *(len(part.tokens) for part in pieces)], dtype=np.int64)
+    return Columns(
+        tokens=np.concatenate([part.tokens for part in pieces]),
+        word_bits=pack_words(np.concatenate([unpack_words(part) for part in pieces])),
+        documents=np.concatenate(
+            [
+                *(part.documents[:-1] + start for part, start in zip(pieces, starts[:-1], strict=True)),
+                starts[-1:],
+            ]
+        ),
+        sentences=np.concatenate([part.sentences + start for part, start in zip(pieces, starts[:-1], strict=True)]),
+    )
+
+
+# --------------------------------------------------------------------------------------------------------- the manifest
+
+
+class ShardEntry(Settings):
+    """One shard as the manifest lists it."""
+
+    name: str
+    split: Split
+    documents: int
+    sentences: int
+    words: int
+    tokens: int
+    unknowns: int
+    bytes: int
+    sha256: str
+
+
+class TokenizerEntry(Settings):
+    """What turns text into ids."""
+
+    kind: str
+    """`bert-wordpiece`, …"""
+    lowercase: bool
+    vocabulary_size: int
+    vocabulary_sha256: str
+
+
+class SegmenterEntry(Settings):
+    """What finds words."""
+
+    name: str
+    version: str
+    dictionary_sha256: str
+
+
+class Manifest(Settings):
+    """Everything that the contents of a prepared folder depend on."""
+
+    format: int
+    tokenizer: TokenizerEntry
+    segmenter: SegmenterEntry
+    normalisation: str
+    """Name and version of the normalisation, such as `plain/1`."""
+    heldout: float
+    """The share of documents set apart for evaluation, chosen by a hash of each document's text."""
+    sources: tuple[str, ...]
+    shards: tuple[ShardEntry, ...]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The data's identity: checkpoints carry it, plans are cached under it."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+    def of(self, split: Split) -> tuple[ShardEntry, ...]:
+        """The shards of one split, in order."""
+        return tuple(shard for shard in self.shards if shard.split == split)
+
+    def total(self, count: Literal["documents", "sentences", "words", "tokens", "unknowns", "bytes"]) -> int:
+        """The sum of one count over all shards."""
+        return sum(getattr(shard, count) for shard in self.shards)
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write `manifest.json`, last and at once: a folder that has one is complete."""
+    write_atomically(folder / MANIFEST, manifest.model_dump_json(indent=1).encode() + b"\n")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a prepared folder; DataError when the folder is not one, or of a later format."""
+    path = folder / MANIFEST
+    try:
+        manifest = Manifest.model_validate_json(path.read_bytes())
+    except OSError:
+        raise DataError(
+            f"{folder} has no {MANIFEST}: not a prepared folder, or its preparation did not finish; "
+            f"run `nezha-ds prepare INPUT --out {folder}`"
+        ) from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise DataError(
+            f"{path} is damaged ({'.'.join(map(str, first['loc'])) or 'not JSON'}: {first['msg']}); prepare again"
+        ) from None
+    if manifest.format != FORMAT:
+        raise DataError(f"{path} has format {manifest.format}, this version reads {FORMAT}; prepare again or update")
+    for entry in manifest.shards:
+        if Path(entry.name).name != entry.name:
+            raise DataError(f"{path} names a shard outside its folder: {entry.name!r}; do not use this data")
+    return manifest
+
+
+# -------------------------------------------------------------------------------------------------------------- writing
+
+
+def write_shard(
+    folder: Path, name: str, split: Split, columns: Columns, unknown_id: int, vocabulary_size: int
+) -> ShardEntry:
+    """Write one shard under a temporary name, sync it, rename it into place, and return its manifest entry."""
+    data = _to_ipc(columns, pa.uint16() if vocabulary_size <= 1 << 16 else pa.uint32())
+    write_atomically(folder / name, data)
+    return ShardEntry(
+        name=name,
+        split=split,
+        documents=len(columns.documents) - 1,
+        sentences=len(columns.sentences),
+        words=int(np.bitwise_count(columns.word_bits).sum()),
+        tokens=len(columns.tokens),
+        unknowns=int(np.count_nonzero(columns.tokens == unknown_id)),
+        bytes=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+    )
+
+
+def _to_ipc(columns: Columns, id_type: pa.DataType) -> memoryview:
+    tokens, count = len(columns.tokens), len(columns.documents) - 1
+    offsets = pa.array(columns.documents.astype(np.int32))
+    ids = pa.array(columns.tokens.astype(id_type.to_pandas_dtype(), copy=False))
+    words = pa.Array.from_buffers(pa.bool_(), tokens, [None, pa.py_buffer(columns.word_bits)])
+    # Sentence starts are stored from their own document's start, so that a row stands by itself.
+    owner = np.searchsorted(columns.documents, columns.sentences, side="right") - 1
+    starts = pa.array((columns.sentences - columns.documents[owner]).astype(np.uint32))
+    sentence_offsets = pa.array(np.searchsorted(columns.sentences, columns.documents).astype(np.int32))
+    batch = pa.record_batch(
+        {
+            "tokens": pa.ListArray.from_arrays(offsets, ids),
+            "words": pa.ListArray.from_arrays(offsets, words),
+            "sentences": pa.ListArray.from_arrays(sentence_offsets, starts),
+        }
+    )
+    assert batch.num_rows == count
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return memoryview(sink.getvalue())
+
+
+# -------------------------------------------------------------------------------------------------------------- reading
+
+
+def check_sizes(folder: Path, entries: Iterable[ShardEntry]) -> None:
+    """Every shard is there with the size that the manifest says; DataError names the first that is not."""
+    for entry in entries:
+        path = folder / entry.name
+        size = path.stat().st_size if path.is_file() else None
+        if size != entry.bytes:
+            state = "is missing" if size is None else f"has {size:,} bytes instead of {entry.bytes:,}"
+            raise DataError(f"shard {path} {state}; copy it again, or delete {folder / MANIFEST} and prepare again")
+
+
+def open_shard(folder: Path, entry: ShardEntry, vocabulary_size: int, verify: Verify = "hashes") -> Columns:
+    """Map one shard into memory. With `verify="hashes"` its bytes are checked against the manifest first (2 GB/s).
+
+    DataError names the shard and the cure when it is missing, damaged, or not what the manifest says.
+    """
+    path = folder / entry.name
+    if verify != "never":
+        check_sizes(folder, [entry])
+    if verify == "hashes" and sha256_of(path) != entry.sha256:
+        raise DataError(f"shard {path} is damaged (its hash is not the manifest's); copy it again or prepare again")
+    try:
+        columns = _from_ipc(path)
+    except (OSError, pa.ArrowException, KeyError, ValueError, TypeError) as error:
+        raise DataError(f"shard {path} cannot be read ({error}); copy it again or prepare again") from None
+    _check_columns(path, columns, entry, vocabulary_size, values=verify == "hashes")
+    return columns
+
+
+def _from_ipc(path: Path) -> Columns:
+    with pa.ipc.open_file(pa.memory_map(str(path))) as reader:
+        if reader.num_record_batches != 1:
+            raise ValueError(f"{reader.num_record_batches} record batches instead of one")
+        batch = reader.get_batch(0)
+    tokens, words, sentences = (batch.column(name) for name in ("tokens", "words", "sentences"))
+    documents = np.asarray(tokens.offsets).astype(np.int64)
+    sentence_offsets = np.asarray(sentences.offsets).astype(np.int64)
+    starts = np.asarray(sentences.values).astype(np.int64)
+    starts += np.repeat(documents[:-1], np.diff(sentence_offsets))
+    return Columns(
+        tokens=_buffer(tokens.values, tokens.values.type.to_pandas_dtype()),
+        word_bits=_buffer(words.values, np.uint8),
+        documents=documents,
+        sentences=starts,
+    )
+
+
+def _buffer(array: Any, dtype: Any) -> NDArray[Any]:
+    """The memory of an Arrow array, not copied; bits stay packed."""
+    data = np.frombuffer(array.buffers()[1], dtype=dtype)
+    return data[: (len(array) + 7) // 8] if pa.types.is_boolean(array.type) else data[: len(array)]
+
+
+def _check_columns(path: Path, columns: Columns, entry: ShardEntry, vocabulary_size: int, values: bool) -> None:
+    """What must hold so that no later index can be out of range; the values too when the hash was checked."""
+    sound = (
+        len(columns.tokens) == entry.tokens == columns.documents[-1]
+        and columns.documents[0] == 0
+        and bool(np.all(np.diff(columns.documents) >= 0))
+        and len(columns.sentences) == entry.sentences
+        and bool(np.all(np.diff(columns.sentences) > 0))
+        and len(columns.word_bits) == (entry.tokens + 7) // 8
+    )
+    if not sound:
+        raise DataError(f"shard {path} does not hold what the manifest says; two preparations mixed? Prepare again")
+    if values and entry.tokens and int(columns.tokens.max()) >= vocabulary_size:
+        raise DataError(
+            f"shard {path} has id {int(columns.tokens.max())}, the vocabulary {vocabulary_size} entries; prepare again"
+        )
