@@ -1,0 +1,1 @@
+"""LAMB, its parameter groups and the learning-rate schedules; no deepspeed and no torch.distributed here."""
