@@ -1,0 +1,88 @@
+"""One plausible event of each kind, and hypothesis strategies for hostile ones."""
+
+from typing import Any
+
+from hypothesis import strategies as st
+
+from nezha_ds.observe.events import Evaluation, Record, Save, Start
+from nezha_ds.observe.metrics import PHASES
+
+
+def start(**changes: Any) -> Start:
+    fields: dict[str, Any] = {
+        "time": 1000.0,
+        "step": 0,
+        "run": "demo",
+        "target_steps": 2000,
+        "world_size": 2,
+        "model": "base",
+        "precision": "fp16",
+        "zero_stage": 1,
+        "version": "0.1.0",
+        "deepspeed": "0.19.8",
+        "torch": "2.13.0",
+    }
+    return Start(**{**fields, **changes})
+
+
+def record(step: int = 10, **changes: Any) -> Record:
+    fields: dict[str, Any] = {
+        "time": 1000.0 + step,
+        "step": step,
+        "epoch": 0.25,
+        "loss": 7.0,
+        "losses": {"mlm": 6.5, "nsp": 0.5},
+        "mlm_accuracy": 0.032,
+        "grad_norm": 1.5,
+        "learning_rate": 1e-3,
+        "loss_scale": 65536.0,
+        "skipped_steps": 0,
+        "samples": 320,
+        "real_tokens": 40_000,
+        "padding_tokens": 960,
+        "masked_tokens": 6_000,
+        "seconds": 12.0,
+        "step_seconds": (1.0,) * 10,
+        "phase_seconds": {"data_wait": 0.6, "forward": 3.0, "backward": 5.0, "optimizer": 1.0, "evaluation": 2.0},
+    }
+    return Record(**{**fields, **changes})
+
+
+def evaluation(step: int = 10, loss: float = 6.0, **changes: Any) -> Evaluation:
+    fields: dict[str, Any] = {
+        "time": 2000.0,
+        "step": step,
+        "split": "heldout",
+        "loss": loss,
+        "losses": {"mlm": loss},
+        "mlm_accuracy": 0.1,
+        "seconds": 2.0,
+    }
+    return Evaluation(**{**fields, **changes})
+
+
+def save(step: int = 10, **changes: Any) -> Save:
+    fields: dict[str, Any] = {"time": 3000.0, "step": step, "ok": True, "seconds": 0.7}
+    return Save(**{**fields, **changes})
+
+
+# What a run that goes wrong may report: losses that exploded, intervals without a step.
+numbers = st.floats(allow_nan=True, allow_infinity=True)
+counts = st.integers(0, 10**12)
+records = st.builds(
+    record,
+    loss=numbers,
+    losses=st.dictionaries(st.sampled_from(["mlm", "nsp", "span"]), numbers),
+    grad_norm=st.none() | numbers,
+    loss_scale=st.none() | numbers,
+    real_tokens=counts,
+    masked_tokens=counts,
+    step_seconds=st.lists(st.floats(0, 1e4), max_size=4).map(tuple),
+    phase_seconds=st.dictionaries(st.sampled_from(PHASES), st.floats(0, 1e4)),
+)
+events = st.one_of(
+    records,
+    st.builds(start, step=st.integers(0, 100), run=st.text(), job_id=st.text()),
+    st.builds(evaluation, step=st.integers(0, 100), loss=numbers, split=st.text(min_size=1)),
+    st.builds(save, step=st.integers(0, 100), ok=st.booleans()),
+)
