@@ -1,8 +1,8 @@
 """`nezha-ds doctor`: is this machine fit for a run, and what mends it if not.
 
-Every check looks at one thing, returns one `Finding`, and knows its own cure. A failure
-is what would stop a run or make it wait for ever; a warning is what would make it slow, small or unwatched. Two
-seconds in all, most of them torch and DeepSpeed being imported.
+Every check looks at one thing, returns one `Finding`, and knows its own cure. A failure is what would stop a run or
+make it wait for ever; a warning is what would make it slow, small or unwatched. Two seconds in all, most of them torch
+and DeepSpeed being imported.
 """
 
 import ctypes.util
