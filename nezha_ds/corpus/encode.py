@@ -1,0 +1,226 @@
+"""One task of a preparation: read its pieces, clean, encode, write its shards, and last its receipt.
+
+A task depends on nothing but its `Work`, so any process can do it, at any time, with the same bytes as the result. A
+receipt whose work is the same and whose shards verify (2 GB/s) stands for the task. Peak memory is about five times
+a shard: 350 MB.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from nezha_ds.config import Settings
+from nezha_ds.corpus.clean import CleanSettings, first_failed, predicates
+from nezha_ds.corpus.dedup import KEYS, document_key
+from nezha_ds.corpus.executor import count_bytes
+from nezha_ds.corpus.sources import Document, Piece, Reading, Separation, read
+from nezha_ds.errors import DataError
+from nezha_ds.files import sha256_of, write_atomically
+from nezha_ds.shards import SHARD_BYTES, Columns, ShardEntry, Split, pack_words, write_shard
+from nezha_ds.text.document import DocumentEncoder, EncodedDocument
+from nezha_ds.text.normalize import normalize
+from nezha_ds.text.segment import make_segmenter
+from nezha_ds.text.tokenizer import Tokenizer
+from nezha_ds.text.vocab import Vocabulary, load_vocabulary
+
+T = TypeVar("T")
+
+SPLITS: tuple[Split, ...] = ("train", "heldout")
+RECEIPTS = "receipts"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all tasks of a preparation share."""
+
+    folder: Path
+    vocabulary: Path | None
+    lowercase: bool
+    segmenter: str
+    separation: Separation
+    field: str
+    clean: CleanSettings
+    identity: str
+    """A hash of everything that the results depend on."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """One task: number `number`, the documents of `pieces` but for the later copies."""
+
+    job: Job
+    number: int
+    pieces: tuple[Piece, ...]
+    heldout_below: int = 0
+    """Documents with a key under this one are held out."""
+    copies: frozenset[int] = frozenset()
+    """Positions, among the documents that cleaning leaves, of those that stand elsewhere already."""
+
+    @property
+    def size(self) -> int:
+        """About how many bytes of text it holds."""
+        return sum(piece.size for piece in self.pieces)
+
+    @property
+    def receipt(self) -> Path:
+        """Where the receipt goes."""
+        return self.job.folder / RECEIPTS / f"{self.number:05d}.json"
+
+    @cached_property
+    def digest(self) -> str:
+        """What the receipt must carry to stand for this work."""
+        places = [(str(piece.path), piece.start, piece.stop) for piece in self.pieces]
+        text = repr((self.job.identity, self.number, places, self.heldout_below, sorted(self.copies)))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+class Receipt(Settings):
+    """What a finished task leaves."""
+
+    digest: str
+    shards: tuple[ShardEntry, ...]
+    dropped: dict[str, int]
+    """Documents left out, by reason."""
+    lowest: int = KEYS
+    """The lowest document key; KEYS without documents."""
+    highest: int = -1
+    """The highest document key; -1 without documents."""
+
+
+@lru_cache(maxsize=1)
+def _tools(job: Job) -> tuple[Vocabulary, DocumentEncoder]:
+    """This process's vocabulary and encoder, made once."""
+    vocabulary = load_vocabulary(job.vocabulary)
+    return vocabulary, DocumentEncoder(Tokenizer(vocabulary, job.lowercase), make_segmenter(job.segmenter))
+
+
+def survey(work: Work) -> NDArray[np.uint64]:
+    """The keys of the task's documents, in order: (D,)."""
+    keys = (document_key(text) for _, text in _admitted(work, Counter()))
+    return np.fromiter(keys, dtype=np.uint64)
+
+
+def encode(work: Work) -> Receipt:
+    """Do the task, or find it done. DataError names file and line of what is wrong with the input."""
+    if (receipt := _finished(work)) is not None:
+        count_bytes(work.size)
+        return receipt
+    receipt = _encode(work)
+    write_atomically(work.receipt, receipt.model_dump_json())
+    return receipt
+
+
+def _finished(work: Work) -> Receipt | None:
+    """The task's receipt if it is for the same work and its shards are as it says."""
+    try:
+        receipt = Receipt.model_validate_json(work.receipt.read_bytes())
+    except (OSError, ValidationError):
+        return None
+    whole = receipt.digest == work.digest and all(_verifies(work.job.folder, shard) for shard in receipt.shards)
+    return receipt if whole else None
+
+
+def _verifies(folder: Path, shard: ShardEntry) -> bool:
+    path = folder / shard.name
+    return path.is_file() and path.stat().st_size == shard.bytes and sha256_of(path) == shard.sha256
+
+
+def _encode(work: Work) -> Receipt:
+    vocabulary, encoder = _tools(work.job)
+    writers = {split: _ShardWriter(work, split, vocabulary) for split in SPLITS}
+    dropped, lowest, highest = Counter[str](), KEYS, -1
+    for position, (document, text) in enumerate(_admitted(work, dropped)):
+        if position in work.copies:
+            dropped["copies"] += 1
+            continue
+        encoded = _located(encoder.encode, document, text)
+        if not len(encoded.ids):  # nothing but characters that BERT drops
+            dropped["empty"] += 1
+            continue
+        key = document_key(text)
+        lowest, highest = min(lowest, key), max(highest, key)
+        writers["heldout" if key < work.heldout_below else "train"].add(encoded)
+    shards = tuple(entry for writer in writers.values() for entry in writer.close())
+    return Receipt(digest=work.digest, shards=shards, dropped=dict(dropped), lowest=lowest, highest=highest)
+
+
+def _admitted(work: Work, dropped: Counter[str]) -> Iterator[tuple[Document, str]]:
+    """The documents that cleaning leaves, each with its normalised text; `dropped` counts the others."""
+    chosen = predicates(work.job.clean)
+    reading = Reading(work.job.separation, work.job.field, on_bytes=count_bytes)
+    for document in (document for piece in work.pieces for document in read(piece, reading)):
+        # Stripped, so that a copy at the end of a file or a piece, with its line end, is still a copy.
+        text = _located(normalize, document, document.text).strip()
+        if reason := first_failed(text, chosen):
+            dropped[reason] += 1
+        else:
+            yield document, text
+
+
+def _located(function: Callable[[str], T], document: Document, text: str) -> T:
+    """The function's result; its DataError names the document's file and line."""
+    try:
+        return function(text)
+    except DataError as error:
+        raise document.fault(str(error)) from None
+
+
+# --------------------------------------------------------------------------------------------------------- the writing
+
+
+class _ShardWriter:
+    """Fills the shards of one task and split, one after another."""
+
+    def __init__(self, work: Work, split: Split, vocabulary: Vocabulary) -> None:
+        self._folder, self._name = work.job.folder, f"{split}-{work.number:05d}"
+        self._split: Split = split
+        self._vocabulary = vocabulary
+        self._id_type = np.dtype(np.uint16 if len(vocabulary) <= 1 << 16 else np.uint32)
+        self._waiting: list[EncodedDocument] = []
+        self._bytes = 0
+        self._entries: list[ShardEntry] = []
+
+    def add(self, document: EncodedDocument) -> None:
+        size = document_bytes(document, self._id_type)
+        if self._waiting and self._bytes + size > SHARD_BYTES:
+            self._write()
+        self._waiting.append(document)
+        self._bytes += size
+
+    def close(self) -> list[ShardEntry]:
+        if self._waiting:
+            self._write()
+        return self._entries
+
+    def _write(self) -> None:
+        name = f"{self._name}-{len(self._entries):03d}.arrow"
+        columns = columns_of(self._waiting, self._id_type)
+        self._waiting, self._bytes = [], 0
+        unknown, size = self._vocabulary.unk_id, len(self._vocabulary)
+        self._entries.append(write_shard(self._folder, name, self._split, columns, unknown, size))
+
+
+def document_bytes(document: EncodedDocument, id_type: np.dtype[Any]) -> int:
+    """What a document takes in a shard: 2 (or 4) bytes and a bit a token, 4 bytes a sentence, 12 for itself."""
+    tokens = len(document.ids)
+    return tokens * id_type.itemsize + tokens // 8 + 4 * len(document.sentences) + 12
+
+
+def columns_of(documents: Sequence[EncodedDocument], id_type: np.dtype[Any]) -> Columns:
+    """Encoded documents, in order, as a shard's flat columns."""
+    starts = np.cumsum([0, *(len(document.ids) for document in documents)], dtype=np.int64)
+    shifted = [document.sentences + start for document, start in zip(documents, starts[:-1], strict=True)]
+    return Columns(
+        tokens=np.concatenate([document.ids for document in documents], dtype=id_type, casting="unsafe"),
+        word_bits=pack_words(np.concatenate([document.word_starts for document in documents])),
+        documents=starts,
+        sentences=np.concatenate(shifted),
+    )

@@ -1,0 +1,128 @@
+"""Inputs to files, and files to pieces of work of about equal size.
+
+Plain text and JSON lines are cut into byte ranges at ends of documents, Parquet files into row groups; packed and
+Arrow files stay whole. The cut depends on the files alone, never on who reads them, and costs a seek a piece.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import IO
+
+from nezha_ds.corpus.sources import (
+    BLOCK_BYTES,
+    KINDS,
+    PACKED,
+    Piece,
+    Separation,
+    is_packed,
+    kind_of,
+    open_parquet,
+    separator_of,
+)
+from nezha_ds.errors import DataError
+
+EMBEDDED = "embedded"
+"""The input that stands for the texts that ship with the package."""
+_ASSETS = Path(__file__).parent.parent / "assets"
+_EMBEDDED_FILES = (_ASSETS / "sanguo.txt.xz", _ASSETS / "statutes.txt.xz")
+# How much longer Chinese text is than its archive; only progress and the free-disk check depend on it.
+_EXPANSION = {".gz": 2.5, ".xz": 4.0, ".bz2": 3.5, ".zst": 2.5}
+
+
+def find_files(inputs: Sequence[str]) -> list[Path]:
+    """The files behind each input, in order: a file itself, a folder's files of known kinds (or without a suffix) by
+    path, the shipped texts for `embedded`. DataError for what does not exist, is empty, or holds nothing readable.
+    """
+    files = [path for name in inputs for path in _files_of(name)]
+    for path in files:
+        try:
+            with path.open("rb") as file:
+                if not file.read(1):
+                    raise DataError(f"{path} is empty; leave it out of the inputs")
+        except OSError as error:
+            raise DataError(f"{path} cannot be read ({error.strerror}); check its path and permissions") from None
+    return files
+
+
+def stamp(path: Path) -> tuple[str, int, int]:
+    """What tells that a file is the same: path, size, time of change. The shipped texts have no time and no folder:
+    installing the package again is no change.
+    """
+    status = path.stat()
+    return (
+        (path.name, status.st_size, 0) if path in _EMBEDDED_FILES else (str(path), status.st_size, status.st_mtime_ns)
+    )
+
+
+def text_size(path: Path) -> int:
+    """About how many bytes of text a file holds."""
+    return int(path.stat().st_size * _EXPANSION.get(path.suffix.lower(), 1.0))
+
+
+def _files_of(name: str) -> Iterable[Path]:
+    path = Path(name)
+    if name == EMBEDDED:
+        return _EMBEDDED_FILES
+    if not path.exists():
+        raise DataError(f"input {path} does not exist; name a file, a folder, or `{EMBEDDED}` for the shipped texts")
+    if not path.is_dir():
+        return (path,)
+    found = sorted(file for file in path.rglob("*") if file.is_file() and _is_corpus_file(file.relative_to(path)))
+    if not found:
+        raise DataError(
+            f"input folder {path} has no file that ends in {', '.join(KINDS)} (or, packed, in {', '.join(PACKED)})"
+        )
+    return found
+
+
+def _is_corpus_file(path: Path) -> bool:
+    """Of a known kind or without a suffix, packed or not, and neither hidden nor in a hidden folder."""
+    inner = path.with_suffix("") if is_packed(path) else path
+    return inner.suffix.lower() in ("", *KINDS) and not any(part.startswith(".") for part in path.parts)
+
+
+def cut(path: Path, size: int, separation: Separation) -> list[Piece]:
+    """A file as consecutive pieces of about `size` bytes, each of whole documents; together they are the file."""
+    kind = kind_of(path)
+    if kind == "parquet":
+        return _cut_parquet(path)
+    length = text_size(path)
+    if kind == "arrow" or is_packed(path):
+        return [Piece(path, 0, None, length)]
+    ends = _boundaries(path, length, -(-length // size), separator_of(path, separation))
+    return [Piece(path, start, stop, stop - start) for start, stop in pairwise([0, *ends, length])]
+
+
+def _boundaries(path: Path, length: int, parts: int, separator: re.Pattern[bytes]) -> Iterator[int]:
+    """Up to `parts - 1` ascending ends of separators, each the first after an even share of the file."""
+    last = 0
+    with path.open("rb") as file:
+        for part in range(1, parts):
+            if (even := length * part // parts) <= last:
+                continue
+            last = _end_of_separator(file, even, separator)
+            if last >= length:
+                return
+            yield last
+
+
+def _end_of_separator(file: IO[bytes], start: int, separator: re.Pattern[bytes]) -> int:
+    """Where the first separator after `start` ends, or the file does."""
+    file.seek(start)
+    data = b""
+    while block := file.read(BLOCK_BYTES):
+        # What may be a separator's first half is kept: from the last line end on.
+        kept = data[data.rfind(b"\n") :] if b"\n" in data else b""
+        start += len(data) - len(kept)
+        data = kept + block
+        if match := separator.search(data):
+            return start + match.end()
+    return start + len(data)
+
+
+def _cut_parquet(path: Path) -> list[Piece]:
+    with open_parquet(path) as file:
+        sizes = [file.metadata.row_group(group).total_byte_size for group in range(file.metadata.num_row_groups)]
+    return [Piece(path, group, group + 1, size) for group, size in enumerate(sizes)]
