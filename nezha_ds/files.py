@@ -1,5 +1,6 @@
 """Files that exist whole or not at all, whatever happens while they are written."""
 
+import contextlib
 import hashlib
 import os
 from pathlib import Path
@@ -22,7 +23,8 @@ def write_atomically(path: Path, data: bytes | memoryview | str) -> None:
         temporary.replace(path)
         sync_folder(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise unwritable(path, error) from None
 
 

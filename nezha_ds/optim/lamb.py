@@ -6,7 +6,7 @@
 The two norms are of a whole model tensor. Under ZeRO an optimizer is given flat partitions of many tensors, and a LAMB
 that takes them for tensors computes one ratio for a slice of the whole model: it trains, differently for every number
 of ranks (DeepSpeed #88, open since 2020). Here `bind` tells which slice belongs to which tensor; the squared norms of
-the slices are summed over the ranks in one all-reduce of a (tensors, 2) matrix a step.
+the slices are summed over the ranks in one all-reduce of a (tensors, 2) matrix a group.
 
 Cost: four passes over the parameters as AdamW, two more for the norms; all arithmetic is batched over tensors, and
 nothing waits for the device.
@@ -60,11 +60,10 @@ class Lamb(torch.optim.Optimizer):
     """LAMB over parameter groups; see the module's text. `step` does nothing before `bind` was called."""
 
     def __init__(self, groups: Iterable[dict[str, Any]], settings: LambSettings) -> None:
-        defaults = {"lr": settings.lr, "weight_decay": settings.weight_decay}
-        super().__init__(groups, defaults)
+        # "step" is the t of the bias correction, kept by group: DeepSpeed's ZeRO optimizer calls `step` once for each
+        # group, with the others hidden. Steps skipped for an overflow do not count.
+        super().__init__(groups, {"lr": settings.lr, "weight_decay": settings.weight_decay, "step": 0})
         self.settings = settings
-        self.updates = 0
-        """Updates made so far: the t of the bias correction. Steps skipped for an overflow do not count."""
         self._slices: list[Slice] | None = None
         self._tensors = 0
         self._all_reduce: AllReduce | None = None
@@ -88,12 +87,12 @@ class Lamb(torch.optim.Optimizer):
         assert closure is None, "a closure would hide the overflow check"
         if self._slices is None:
             return
-        self.updates += 1
         updates = {}
         for group in self.param_groups:
+            group["step"] += 1
             params = [param for param in group["params"] if param.grad is not None]
             if params:
-                updates |= zip(map(id, params), self._directions(params, group["weight_decay"]), strict=True)
+                updates |= zip(map(id, params), self._directions(params, group), strict=True)
         self._scale_by_ratio(updates)
         for group in self.param_groups:
             params = [param for param in group["params"] if id(param) in updates]
@@ -108,7 +107,7 @@ class Lamb(torch.optim.Optimizer):
         states = [self.state[param] for param in params]
         return [state["exp_avg"] for state in states], [state["exp_avg_sq"] for state in states]
 
-    def _directions(self, params: list[Tensor], weight_decay: float) -> list[Tensor]:
+    def _directions(self, params: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
         """Advance the moments and return u for each parameter, without its ratio."""
         beta1, beta2 = self.settings.betas
         grads = [cast(Tensor, param.grad).to(param.dtype) for param in params]
@@ -118,15 +117,15 @@ class Lamb(torch.optim.Optimizer):
         torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
 
         corrected = self.settings.bias_correction
-        correction1 = 1 - beta1**self.updates if corrected else 1.0
-        correction2 = 1 - beta2**self.updates if corrected else 1.0
+        correction1 = 1 - beta1 ** group["step"] if corrected else 1.0
+        correction2 = 1 - beta2 ** group["step"] if corrected else 1.0
         denominators = torch._foreach_sqrt(squares)
         # m/c1 / (√(v/c2) + ε) = m · (√c2/c1) / (√v + ε√c2): two passes fewer over the parameters.
         torch._foreach_add_(denominators, self.settings.eps * correction2**0.5)
         updates = torch._foreach_div(averages, denominators)
         torch._foreach_mul_(updates, correction2**0.5 / correction1)
-        if weight_decay:
-            torch._foreach_add_(updates, params, alpha=weight_decay)
+        if group["weight_decay"]:
+            torch._foreach_add_(updates, params, alpha=group["weight_decay"])
         return list(updates)
 
     def _scale_by_ratio(self, updates: dict[int, Tensor]) -> None:

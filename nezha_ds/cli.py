@@ -1,0 +1,228 @@
+"""`nezha-ds COMMAND`: one parser, one function for each command, each importing only what it needs.
+
+torch and DeepSpeed take two seconds to import, which `prepare` and `--help` need not wait for. An error of ours is one
+line on stderr and its exit code, 2; anything else is a fault of ours and keeps its traceback.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import nezha_ds
+from nezha_ds.errors import ConfigError, NezhaError
+from nezha_ds.world import find_world
+
+REPOSITORY = Path(nezha_ds.__file__).parents[1]
+DEFAULT_RECIPE = REPOSITORY / "launch" / "recipes" / "demo.toml"
+DEFAULT_DS_CONFIG = REPOSITORY / "ds_configs" / "demo.json"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; its exit code."""
+    given = _parser().parse_args(arguments)
+    try:
+        return given.run(given)
+    except NezhaError as error:
+        # Every rank finds the same fault in a recipe: one of them says so.
+        if not isinstance(error, ConfigError) or find_world().is_main:
+            print(f"nezha-ds: {error}", file=sys.stderr)  # noqa: T201 - this is where errors are told
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+
+
+def prepare(given: argparse.Namespace) -> int:
+    """Text into shards."""
+    from nezha_ds.config import build
+    from nezha_ds.corpus.prepare import PrepareSettings
+    from nezha_ds.corpus.prepare import prepare as prepare_corpus
+
+    names = ("inputs", "out", "vocabulary", "segmenter", "separation", "field", "heldout", "deduplicate", "workers")
+    chosen = {name: getattr(given, name) for name in (*names, "overwrite") if getattr(given, name) is not None}
+    prepare_corpus(build(PrepareSettings, {**chosen, "lowercase": not given.cased}, "the command line"))
+    return 0
+
+
+def inspect(given: argparse.Namespace) -> int:
+    """Statistics of a prepared folder, and samples."""
+    from rich.console import Console
+
+    from nezha_ds.corpus.inspect import show, statistics, table
+    from nezha_ds.data.preview import masked_positions
+    from nezha_ds.data.settings import MaskingSettings
+
+    console = Console()
+    console.print(table(statistics(given.folder)))
+    masking = MaskingSettings(method=given.masking)
+    show(
+        given.folder,
+        given.samples,
+        lambda ids, starts, number: masked_positions(ids, starts, number, masking, given.seed),
+        console,
+    )
+    return 0
+
+
+def pretrain(given: argparse.Namespace) -> int:
+    """One rank of a run."""
+    from nezha_ds.config import load
+    from nezha_ds.observe.log import set_up_logging
+
+    world = find_world()
+    set_up_logging(world)
+    from nezha_ds.train.ds_config import load_ds_config
+    from nezha_ds.train.recipe import Recipe
+    from nezha_ds.train.run import pretrain as run
+
+    recipe = load(Recipe, given.recipe, given.set)
+    return run(recipe, load_ds_config(given.deepspeed_config, world.world_size), world)
+
+
+def export(given: argparse.Namespace) -> int:
+    """The newest checkpoint of a run as a model folder."""
+    from nezha_ds.train.export import export as export_run
+
+    checkpoint = export_run(given.run_folder, given.out)
+    print(f"{given.out} holds the model of {checkpoint.name}")  # noqa: T201
+    return 0
+
+
+def fill_mask(given: argparse.Namespace) -> int:
+    """Candidates for each [MASK] of a text."""
+    from nezha_ds.model.fill_mask import fill_mask as fill
+
+    for candidates in fill(given.folder, given.text, given.top):
+        print("  ".join(f"{one.token} {one.probability:.1%}" for one in candidates))  # noqa: T201
+    return 0
+
+
+def doctor(given: argparse.Namespace) -> int:
+    """Whether this machine is fit for a run."""
+    from nezha_ds.train.doctor import examine, exit_code, show
+
+    findings = examine(given.folder)
+    show(findings)
+    return exit_code(findings)
+
+
+# ---------------------------------------------------------------------------------------------------------- the parser
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="nezha-ds", description="Pretrain NEZHA on Chinese text.")
+    parser.add_argument("--version", action="version", version=nezha_ds.__version__)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for add in (_add_prepare, _add_inspect, _add_pretrain, _add_export, _add_fill_mask, _add_doctor):
+        add(commands)
+    return parser
+
+
+def _command(commands: Any, name: str, run: Callable[[argparse.Namespace], int], text: str, examples: str) -> Any:
+    command = commands.add_parser(
+        name,
+        help=text,
+        description=text,
+        epilog=f"examples:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.set_defaults(run=run)
+    return command
+
+
+def _add_prepare(commands: Any) -> None:
+    command = _command(
+        commands,
+        "prepare",
+        prepare,
+        "Turn text into shards: words, sentences and ids, in Arrow files with a manifest.",
+        "  nezha-ds prepare embedded --out build/shards         the shipped novel and statutes\n"
+        "  nezha-ds prepare news/*.jsonl.gz --field body --out shards\n"
+        "  nezha-ds prepare wiki/ --separation line --heldout 0.01 --out shards",
+    )
+    command.add_argument("inputs", nargs="+", metavar="INPUT", help='files, folders, or "embedded"')
+    command.add_argument("--out", required=True, help="folder for the shards")
+    command.add_argument("--vocabulary", help="a vocab.txt (default: BERT-Chinese's 21,128 entries)")
+    command.add_argument("--cased", action="store_true", help="keep capitals and accents")
+    command.add_argument("--segmenter", help="rjieba (default), jieba or character")
+    command.add_argument("--separation", help="what ends a document of plain text: blank-line (default), line or file")
+    command.add_argument("--field", help='field of JSON lines or column of a table (default: "text")')
+    command.add_argument("--heldout", type=float, help="share of documents for evaluation (default: 0.02)")
+    command.add_argument("--deduplicate", action="store_true", help="keep the first of equal documents only")
+    command.add_argument("--workers", type=int, help="processes (default: one per core)")
+    command.add_argument("--overwrite", action="store_true", help="replace a folder that was prepared otherwise")
+
+
+def _add_inspect(commands: Any) -> None:
+    command = _command(
+        commands,
+        "inspect",
+        inspect,
+        "Tell what a prepared folder holds, and show samples with words apart and masks on red.",
+        "  nezha-ds inspect build/shards\n  nezha-ds inspect build/shards --samples 10 --masking character",
+    )
+    command.add_argument("folder", type=Path, metavar="DIR")
+    command.add_argument("--samples", type=int, default=3, help="documents to show (default: 3)")
+    command.add_argument("--masking", default="whole-word", choices=("whole-word", "character"))
+    command.add_argument("--seed", type=int, default=1, help="another seed, other masks (default: 1)")
+
+
+def _add_pretrain(commands: Any) -> None:
+    command = _command(
+        commands,
+        "pretrain",
+        pretrain,
+        "Train, or go on where the run folder ends. One process is one rank; a launcher starts them.",
+        "  deepspeed launch/pretrain.py                         the demo: shipped text, tiny model\n"
+        "  deepspeed --num_accelerators 2 launch/pretrain.py --set train.steps=200\n"
+        "  deepspeed launch/pretrain.py --recipe launch/recipes/nezha-base.toml \\\n"
+        "      --deepspeed_config ds_configs/lamb-32768-fp16.json --set data.shards=/data/shards\n"
+        "\n"
+        "exit codes: 0 done; 2 mend the configuration first; 75 stopped and saved, start again",
+    )
+    command.add_argument("--recipe", type=Path, default=DEFAULT_RECIPE, help="TOML (default: %(default)s)")
+    command.add_argument("--deepspeed_config", type=Path, default=DEFAULT_DS_CONFIG, help="JSON (default: %(default)s)")
+    command.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override; repeatable")
+    # The launcher passes it; the environment says the same and more.
+    command.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+
+
+def _add_export(commands: Any) -> None:
+    command = _command(
+        commands,
+        "export",
+        export,
+        "Write the newest sound checkpoint of a run as a Hugging Face folder.",
+        "  nezha-ds export build/demo/run build/demo/model",
+    )
+    command.add_argument("run_folder", type=Path, metavar="RUN", help="the run's folder")
+    command.add_argument("out", type=Path, metavar="OUT", help="a folder that is not there yet")
+
+
+def _add_fill_mask(commands: Any) -> None:
+    command = _command(
+        commands,
+        "fill-mask",
+        fill_mask,
+        "Guess what stands at each [MASK] of a text.",
+        '  nezha-ds fill-mask build/demo/model "话说天下大势，分久必[MASK]，合久必分。"',
+    )
+    command.add_argument("folder", type=Path, metavar="FOLDER", help="what export wrote")
+    command.add_argument("text", metavar="TEXT", help="with one [MASK] or more")
+    command.add_argument("--top", type=int, default=5, help="candidates (default: 5)")
+
+
+def _add_doctor(commands: Any) -> None:
+    command = _command(
+        commands,
+        "doctor",
+        doctor,
+        "Look at this machine: what would stop a run, what would slow it down, and the cure of each.",
+        "  nezha-ds doctor\n  nezha-ds doctor --folder /scratch/runs",
+    )
+    command.add_argument("--folder", type=Path, default=Path(), help="where runs would be written (default: here)")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

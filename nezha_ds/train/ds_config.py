@@ -1,0 +1,243 @@
+"""A DeepSpeed JSON, checked before a device is touched and completed for this world size.
+
+What DeepSpeed has a key for lives in the JSON and nowhere else. Four things are ours:
+
+- `"optimizer": {"type": "Lamb"}` is our LAMB, and `"scheduler"` may be one of our types; both are taken out of what
+  DeepSpeed sees. Every other type goes to DeepSpeed untouched.
+- `train_micro_batch_size_per_gpu` is the most samples that fit on a device: the largest divisor of this rank's share
+  of `train_batch_size` that is not above it is taken, so that one JSON serves many world sizes.
+- `gradient_clipping` must be written: DeepSpeed clips at 1.0 when it is not, and says nothing.
+- Combinations that DeepSpeed accepts and that train wrongly are refused.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from nezha_ds.config import nearest
+from nezha_ds.errors import ConfigError
+from nezha_ds.optim.lamb import LambSettings, lamb_settings
+from nezha_ds.optim.schedule import ScheduleSettings, is_ours, schedule_settings
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+KNOWN_KEYS = frozenset(
+    """train_batch_size train_micro_batch_size_per_gpu gradient_accumulation_steps optimizer scheduler
+    zero_optimization fp16 bf16 bfloat16 data_types gradient_clipping communication_data_type prescale_gradients
+    gradient_predivide_factor sparse_gradients steps_per_print wall_clock_breakdown dump_state memory_breakdown
+    zero_allow_untested_optimizer zero_force_ds_cpu_optimizer activation_checkpointing aio flops_profiler
+    comms_logger tensorboard wandb csv_monitor comet torch_autocast compile seed""".split()
+)
+"""Top-level keys of DeepSpeed 0.19 that make sense here. It ignores a misspelt one in silence; we do not, and we refuse
+those that would take data, checkpoints or batch sizes out of our hands (elasticity, curriculum_learning …)."""
+
+QUIET = 1 << 30
+"""`steps_per_print`: the console and the exporter are ours."""
+
+
+@dataclass(frozen=True)
+class BatchSizes:
+    """`global_batch` = `micro_batch` × `accumulation` × world size, in samples."""
+
+    global_batch: int
+    micro_batch: int
+    accumulation: int
+
+
+@dataclass(frozen=True)
+class DeepSpeedConfig:
+    """A checked JSON for one world size."""
+
+    source: str
+    written: dict[str, Any]
+    """The JSON as its author wrote it."""
+    resolved: dict[str, Any]
+    """What DeepSpeed is given."""
+    batch: BatchSizes
+    precision: Precision
+    zero_stage: int
+    weight_decay: float
+    lamb: LambSettings | None
+    """None: the optimizer is DeepSpeed's."""
+    schedule: tuple[str, ScheduleSettings] | None
+    """A type of ours with its settings; None: DeepSpeed's, or constant."""
+
+
+def load_ds_config(path: Path, world_size: int) -> DeepSpeedConfig:
+    """Read, check and complete a DeepSpeed JSON; ConfigError names the file, the value and the way out."""
+    written = _read(path)
+    source = str(path)
+    for check in _CHECKS:
+        check(source, written)
+    batch = _batch_sizes(source, written, world_size)
+    optimizer, scheduler = written["optimizer"], written.get("scheduler")
+    params = dict(optimizer.get("params", {}))
+    ours = optimizer["type"].lower() == "lamb"
+    schedule = scheduler if scheduler and is_ours(scheduler["type"]) else None
+    return DeepSpeedConfig(
+        source=source,
+        written=written,
+        resolved=_resolved(written, batch, drop=[*["optimizer"] * ours, *["scheduler"] * bool(schedule)]),
+        batch=batch,
+        precision=_precision(written),
+        zero_stage=_zero_stage(written),
+        weight_decay=float(params.get("weight_decay", LambSettings().weight_decay if ours else 0.0)),
+        lamb=lamb_settings(params, f"{source}: optimizer.params") if ours else None,
+        schedule=schedule
+        and (
+            schedule["type"],
+            schedule_settings(schedule["type"], schedule.get("params", {}), f"{source}: scheduler.params"),
+        ),
+    )
+
+
+def micro_batch_for(share: int, limit: int) -> int:
+    """The largest divisor of a rank's share of the batch that is not above `limit`."""
+    return next(size for size in range(min(share, limit), 0, -1) if share % size == 0)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_duplicates)
+    except OSError as error:
+        raise ConfigError(f"DeepSpeed JSON {path} cannot be read ({error.strerror}); name an existing file") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"DeepSpeed JSON {path} is not UTF-8 (byte {error.start}); save it as UTF-8") from None
+    except ValueError as error:
+        raise ConfigError(f"DeepSpeed JSON {path} is not valid: {error}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"DeepSpeed JSON {path} holds a {type(tree).__name__}, not an object of settings")
+    return tree
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    tree = dict(pairs)
+    if len(tree) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"key {next(key for key in keys if keys.count(key) > 1)!r} stands twice; keep one")
+    return tree
+
+
+def _precision(tree: dict[str, Any]) -> Precision:
+    if tree.get("fp16", {}).get("enabled", False):
+        return "fp16"
+    return "bf16" if _bf16(tree).get("enabled", False) else "fp32"
+
+
+def _bf16(tree: dict[str, Any]) -> dict[str, Any]:
+    return tree.get("bf16") or tree.get("bfloat16") or {}
+
+
+def _zero_stage(tree: dict[str, Any]) -> int:
+    return int(tree.get("zero_optimization", {}).get("stage", 0))
+
+
+def _batch_sizes(source: str, tree: dict[str, Any], world_size: int) -> BatchSizes:
+    global_batch, limit = (
+        _positive(source, tree, key) for key in ("train_batch_size", "train_micro_batch_size_per_gpu")
+    )
+    if global_batch % world_size:
+        sizes = [size for size in range(1, global_batch + 1) if global_batch % size == 0]
+        below = max(size for size in sizes if size < world_size)
+        above = min((size for size in sizes if size > world_size), default=global_batch)
+        raise ConfigError(
+            f"{source}: train_batch_size {global_batch} cannot be divided among {world_size} ranks; "
+            f"start {below} or {above} ranks, or change train_batch_size"
+        )
+    share = global_batch // world_size
+    micro_batch = micro_batch_for(share, limit)
+    accumulation = tree.get("gradient_accumulation_steps")
+    if accumulation is not None and accumulation * micro_batch != share:
+        raise ConfigError(
+            f"{source}: gradient_accumulation_steps {accumulation} × micro-batch {micro_batch} × {world_size} ranks is "
+            f"not train_batch_size {global_batch}; leave gradient_accumulation_steps out, it follows"
+        )
+    return BatchSizes(global_batch, micro_batch, share // micro_batch)
+
+
+def _positive(source: str, tree: dict[str, Any], key: str) -> int:
+    value = tree.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigError(f"{source}: {key} = {value!r} is not a positive number of samples; write one")
+    return value
+
+
+def _resolved(tree: dict[str, Any], batch: BatchSizes, drop: list[str]) -> dict[str, Any]:
+    resolved = {key: value for key, value in tree.items() if key not in drop}
+    resolved["train_micro_batch_size_per_gpu"] = batch.micro_batch
+    resolved["gradient_accumulation_steps"] = batch.accumulation
+    resolved.setdefault("steps_per_print", QUIET)
+    # DeepSpeed's list of tested optimizers has none but its own.
+    resolved["zero_allow_untested_optimizer"] = True
+    return resolved
+
+
+# ---------------------------------------------------------------------------------- what DeepSpeed would let pass
+
+
+def _check_keys(source: str, tree: dict[str, Any]) -> None:
+    for key in tree.keys() - KNOWN_KEYS:
+        raise ConfigError(f"{source}: unknown key {key!r}{nearest(key, KNOWN_KEYS)}")
+
+
+def _check_sections(source: str, tree: dict[str, Any]) -> None:
+    for key in ("zero_optimization", "fp16", "bf16", "data_types"):
+        if not isinstance(tree.get(key, {}), dict):
+            raise ConfigError(f'{source}: {key} = {tree[key]!r} is not an object such as {{"enabled": true}}')
+    for key in ("optimizer", "scheduler"):
+        section = tree.get(key, {"type": ""})
+        if not isinstance(section, dict) or not isinstance(section.get("type"), str):
+            raise ConfigError(f'{source}: {key} has no type; write "{key}": {{"type": …, "params": {{…}}}}')
+
+
+def _check_optimizer(source: str, tree: dict[str, Any]) -> None:
+    if "optimizer" not in tree:
+        raise ConfigError(f'{source}: no optimizer; write "optimizer": {{"type": "Lamb", "params": {{"lr": 0.001}}}}')
+
+
+def _check_clipping(source: str, tree: dict[str, Any]) -> None:
+    if "gradient_clipping" not in tree:
+        raise ConfigError(
+            f"{source}: gradient_clipping is missing, and DeepSpeed would clip at 1.0 without a word; "
+            "write 1.0, or 0.0 for none"
+        )
+
+
+def _check_precision(source: str, tree: dict[str, Any]) -> None:
+    if tree.get("fp16", {}).get("enabled") and _bf16(tree).get("enabled"):
+        raise ConfigError(f"{source}: fp16 and bf16 are both enabled; keep one")
+    if _precision(tree) == "fp16" and _zero_stage(tree) == 0:
+        raise ConfigError(
+            f"{source}: fp16 without ZeRO adds up micro-batches in fp16 and ignores hysteresis; "
+            'write "zero_optimization": {"stage": 1} and "data_types": {"grad_accum_dtype": "fp32"}'
+        )
+    accumulated = tree.get("data_types", {}).get("grad_accum_dtype")
+    if _precision(tree) != "fp32" and _zero_stage(tree) == 0 and accumulated not in (None, _precision(tree)):
+        raise ConfigError(
+            f"{source}: without ZeRO DeepSpeed adds gradients up in {_precision(tree)} only, not {accumulated}; "
+            'write "zero_optimization": {"stage": 1}'
+        )
+
+
+def _check_zero(source: str, tree: dict[str, Any]) -> None:
+    zero = tree.get("zero_optimization", {})
+    if _zero_stage(tree) > 2:
+        raise ConfigError(
+            f"{source}: ZeRO stage {_zero_stage(tree)} splits the model's tensors, which checkpoints and LAMB need "
+            "whole; use stage 1 or 2: NEZHA-large has 5 GB of weights, gradients and moments"
+        )
+    for key in ("offload_optimizer", "offload_param", "cpu_offload"):
+        if zero.get(key):
+            raise ConfigError(f"{source}: zero_optimization.{key} is not supported; remove it and raise the stage to 2")
+
+
+_CHECKS: tuple[Callable[[str, dict[str, Any]], None], ...] = (
+    _check_keys,
+    _check_sections,
+    _check_optimizer,
+    _check_clipping,
+    _check_precision,
+    _check_zero,
+)

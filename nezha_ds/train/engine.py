@@ -1,0 +1,288 @@
+"""The only door to deepspeed: a model and a checked JSON become an `Engine`.
+
+DeepSpeed decides by precision and ZeRO stage which of five optimizer wrappers it builds, each with its own private
+names for masters, groups, scale and overflow. All of that knowledge is in this file; the rest of the project sees
+`forward`, `backward`, `step`, a few numbers, and a list of slices.
+"""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from typing import Any, cast
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
+from torch import Tensor, nn
+
+from nezha_ds.batch import Batch
+from nezha_ds.errors import LaunchError
+from nezha_ds.optim.groups import parameter_groups
+from nezha_ds.optim.lamb import Lamb
+from nezha_ds.optim.schedule import SCHEDULES, Schedule
+from nezha_ds.optim.slices import Slice
+from nezha_ds.train.ds_config import DeepSpeedConfig
+from nezha_ds.world import World, set_rendezvous, threads_per_rank
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class AcceleratorInfo:
+    """What DeepSpeed will run on."""
+
+    name: str
+    devices: int
+    fp16: bool
+    bf16: bool
+
+
+def describe_accelerator() -> AcceleratorInfo:
+    """The accelerator that DeepSpeed finds, and the precisions that it claims to support."""
+    accelerator = _accelerator()
+    return AcceleratorInfo(
+        name=accelerator.device_name(),
+        devices=accelerator.device_count(),
+        fp16=bool(accelerator.is_fp16_supported()),
+        bf16=bool(accelerator.is_bf16_supported()),
+    )
+
+
+def _accelerator() -> Any:
+    """DeepSpeed's accelerator; its own annotation says that it may be None, which it never is."""
+    return get_accelerator()
+
+
+def join_ranks(world: World) -> None:
+    """Take this rank's share of the cores and meet the other ranks; LaunchError when they do not come."""
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    torch.set_num_threads(threads_per_rank(world))
+    set_rendezvous(world)
+    _accelerator().set_device(world.local_rank)
+    try:
+        deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise LaunchError(
+            f"rank {world.rank} of {world.world_size} could not meet the others ({error}); "
+            "check MASTER_ADDR and that MASTER_PORT is free"
+        ) from None
+
+
+def leave_ranks() -> None:
+    """Close the process group, so that no rank complains at exit."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+class Engine:
+    """A model under DeepSpeed: what the loop calls and what a checkpoint needs."""
+
+    def __init__(self, model: nn.Module, config: DeepSpeedConfig, total_steps: int, world: World) -> None:
+        self.config = config
+        self.world = world
+        self._lamb: Lamb | None = None
+        groups = parameter_groups(model, config.weight_decay)
+        if config.lamb:
+            self._lamb = Lamb(groups, config.lamb)
+        with redirect_stdout(open(os.devnull, "w")):  # noqa: PTH123 - DeepSpeed prints its whole configuration
+            engine, *_ = deepspeed.initialize(
+                model=model,
+                optimizer=self._lamb,
+                model_parameters=None if self._lamb else cast(Any, groups),
+                config=config.resolved,
+            )
+        self._engine: Any = engine
+        self.slices = list(find_slices(self._engine))
+        if self._lamb:
+            self._lamb.bind(self.slices, self._tensors(), _sum_over_ranks if self.partitioned else None)
+        if config.schedule:
+            kind, settings = config.schedule
+            # After DeepSpeed, which replaces the parameters of the groups but keeps the groups.
+            self._engine.lr_scheduler = Schedule(self._basic(), settings, SCHEDULES[kind], total_steps)
+
+    # ---------------------------------------------------------------------------------------------- one micro-batch
+
+    def __call__(self, batch: Batch) -> Any:
+        """The model's output for a micro-batch on this rank's device."""
+        return self._engine(batch)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the loss's gradients up; in the last micro-batch of a step also over the ranks."""
+        self._engine.backward(loss)
+        # Where DeepSpeed steps by itself after backward it counts micro-batches here.
+        if not self._engine.is_gradient_accumulation_boundary():
+            self._engine.step()
+
+    def step(self) -> bool:
+        """Update the weights after the last micro-batch of a step. False when an overflow in fp16 skipped it."""
+        assert self._engine.is_gradient_accumulation_boundary()
+        self._engine.step()
+        return bool(self._engine.was_step_applied())
+
+    # --------------------------------------------------------------------------------------------------- as numbers
+
+    @property
+    def device(self) -> torch.device:
+        """This rank's device."""
+        return torch.device(self._engine.device)
+
+    @property
+    def module(self) -> nn.Module:
+        """The model, in the precision that it computes in."""
+        return self._engine.module
+
+    @property
+    def learning_rate(self) -> float:
+        """The learning rate of the next update, of the first group."""
+        return float(self._basic().param_groups[0]["lr"])
+
+    @property
+    def loss_scale(self) -> float | None:
+        """The loss scale in fp16, None otherwise."""
+        return float(self._engine.optimizer.cur_scale) if self.config.precision == "fp16" else None
+
+    @property
+    def grad_norm(self) -> float | None:
+        """The global norm of the last step's gradients before clipping. Waits for the device.
+
+        None in fp32 without ZeRO, where DeepSpeed does not keep it.
+        """
+        norm = self._engine.get_global_grad_norm()
+        return None if norm is None else float(norm)
+
+    @property
+    def skipped_steps(self) -> int:
+        """Steps that an overflow skipped, since the beginning."""
+        return int(self._engine.skipped_steps)
+
+    # ----------------------------------------------------------------------------------------------- for checkpoints
+
+    @property
+    def partitioned(self) -> bool:
+        """Whether ranks hold different slices (ZeRO), or each the whole."""
+        return self.config.zero_stage > 0
+
+    def moments(self, piece: Slice) -> dict[str, Tensor]:
+        """The optimizer's tensors of a slice, each (numel,), as views: exp_avg, exp_avg_sq."""
+        state = self._basic().state[piece.owner]
+        return {
+            key: piece.of(value)
+            for key, value in state.items()
+            if isinstance(value, Tensor) and value.shape == piece.owner.shape
+        }
+
+    def make_moments(self) -> None:
+        """Create as zeros the moments that DeepSpeed's and torch's optimizers make at their first step."""
+        for owner in self._owners():
+            state = self._basic().state[owner]
+            for key in ("exp_avg", "exp_avg_sq"):
+                state.setdefault(key, torch.zeros_like(owner, requires_grad=False))
+
+    def counters(self) -> dict[str, Any]:
+        """Everything else that the next step depends on, as plain numbers."""
+        return {
+            "updates": self._updates(),
+            "skipped_steps": self.skipped_steps,
+            "schedule": self._engine.lr_scheduler.state_dict() if self._engine.lr_scheduler else {},
+            "loss_scaler": _numbers(self._engine.optimizer.loss_scaler) if self.config.precision == "fp16" else {},
+        }
+
+    def restore_counters(self, counters: dict[str, Any], step: int) -> None:
+        """Go on as after `step` steps with these `counters`."""
+        self._engine.global_steps = step
+        self._engine.global_samples = step * self.config.batch.global_batch
+        self._engine.micro_steps = step * self.config.batch.accumulation
+        self._engine.skipped_steps = counters["skipped_steps"]
+        if self._engine.lr_scheduler:
+            self._engine.lr_scheduler.load_state_dict(counters["schedule"])
+        if self.config.precision == "fp16":
+            vars(self._engine.optimizer.loss_scaler).update(counters["loss_scaler"])
+        self._set_updates(counters["updates"])
+
+    @torch.no_grad()
+    def load_weights(self, weights: dict[str, Tensor]) -> None:
+        """Put fp32 weights, by the model's names, into the masters and into the model."""
+        for name, parameter in self.module.named_parameters():
+            parameter.copy_(weights[name])
+        for piece in self.slices:
+            part = weights[piece.name].reshape(-1).narrow(0, piece.offset, piece.numel)
+            piece.of(piece.owner.data).copy_(part)
+
+    # -------------------------------------------------------------------------------------------------------- inside
+
+    def _basic(self) -> torch.optim.Optimizer:
+        """The optimizer inside DeepSpeed's wrapper."""
+        return self._engine.basic_optimizer
+
+    def _tensors(self) -> int:
+        return sum(1 for _ in self.module.named_parameters())
+
+    def _owners(self) -> list[Tensor]:
+        return list({id(piece.owner): piece.owner for piece in self.slices}.values())
+
+    def _updates(self) -> int:
+        """Updates made: our Lamb counts by group, DeepSpeed's and torch's optimizers in the state of parameters."""
+        groups, states = self._basic().param_groups, self._basic().state.values()
+        return max(int(counted.get("step", 0)) for counted in (*groups, *states))
+
+    def _set_updates(self, updates: int) -> None:
+        for group in self._basic().param_groups:
+            if "step" in group:
+                group["step"] = updates
+        if not self._lamb:
+            is_torch = type(self._basic()).__module__.startswith("torch.")
+            for owner in self._owners():
+                self._basic().state[owner]["step"] = torch.tensor(float(updates)) if is_torch else updates
+
+
+def find_slices(engine: Any) -> Iterator[Slice]:
+    """Which piece of which tensor this rank's optimizer updates, and where it lies.
+
+    ZeRO 1 and 2, and bf16 with fp32 accumulation: `_hp_mapping` of each parameter. Half precision without ZeRO: lists
+    of masters beside lists of parameters, or one flat master a group. fp32 without ZeRO: the parameters themselves.
+    """
+    named = {name: parameter for name, parameter in engine.module.named_parameters() if parameter.requires_grad}
+    masters = _masters(engine.optimizer)
+    for index, (name, parameter) in enumerate(named.items()):
+        if hasattr(parameter, "_hp_mapping"):
+            mapping = parameter._hp_mapping
+            if mapping is not None:
+                owner = engine.basic_optimizer.param_groups[mapping.param_group_index]["params"][0]
+                low, high = mapping.lp_fragment_address, mapping.get_hp_fragment_address()
+                yield Slice(name, index, low.start, high.numel, owner, high.start)
+        else:
+            owner, start = masters.get(id(parameter), (parameter, 0))
+            yield Slice(name, index, 0, parameter.numel(), owner, start)
+
+
+def _masters(optimizer: Any) -> dict[int, tuple[Tensor, int]]:
+    """Parameter id -> (fp32 master, where the parameter begins in it), for half precision without ZeRO."""
+    if hasattr(optimizer, "fp32_groups_flat"):
+        return {
+            id(parameter): (flat, start)
+            for group, flat in zip(optimizer.fp16_groups, optimizer.fp32_groups_flat, strict=True)
+            for parameter, start in zip(group, _starts(group), strict=True)
+        }
+    if hasattr(optimizer, "fp32_groups"):
+        return {
+            id(parameter): (master, 0)
+            for group, masters in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True)
+            for parameter, master in zip(group, masters, strict=True)
+        }
+    return {}
+
+
+def _starts(tensors: list[Tensor]) -> list[int]:
+    ends = torch.tensor([0, *(tensor.numel() for tensor in tensors)]).cumsum(0)
+    return ends[:-1].tolist()
+
+
+def _sum_over_ranks(tensor: Tensor) -> None:
+    dist.all_reduce(tensor)
+
+
+def _numbers(scaler: Any) -> dict[str, float]:
+    return {key: value for key, value in vars(scaler).items() if isinstance(value, int | float)}

@@ -1,0 +1,38 @@
+"""A run becomes a folder that opens as a model: the newest checkpoint that verifies, without the optimizer."""
+
+import logging
+import shutil
+from pathlib import Path
+
+from nezha_ds.errors import CheckpointError, LaunchError
+from nezha_ds.files import make_folder, unwritable
+from nezha_ds.train.checkpoint import MANIFEST, STATE, newest_sound
+from nezha_ds.train.folder import CHECKPOINTS
+from nezha_ds.train.ranks import Ranks
+from nezha_ds.world import World
+
+log = logging.getLogger(__name__)
+
+
+def export(run: Path, out: Path) -> Path:
+    """Copy the model of a run's newest sound checkpoint into `out`, whole or not at all; the checkpoint it is of.
+
+    CheckpointError when the run has none, LaunchError when `out` is not empty or cannot be written.
+    """
+    if not run.is_dir():
+        raise CheckpointError(f"run folder {run} does not exist; name the run.folder of a recipe")
+    checkpoint = newest_sound(run / CHECKPOINTS, Ranks(World()))
+    if checkpoint is None:
+        raise CheckpointError(f"{run} has no checkpoint yet; let it train until train.save_every steps")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise LaunchError(f"{out} is not empty; choose another folder, or remove it")
+    make_folder(out.parent)
+    temporary = out.with_name(f".{out.name}.tmp")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.copytree(checkpoint, temporary, ignore=shutil.ignore_patterns("moments-*", STATE, MANIFEST))
+        temporary.replace(out)
+    except (OSError, shutil.Error) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise unwritable(out, error if error.strerror else OSError(0, str(error))) from None
+    return checkpoint

@@ -1,0 +1,136 @@
+"""The loop, on one screen: accumulate, step, and then log, evaluate, save, stop where due.
+
+A step draws its dropout from (seed, step, rank) and its samples from the step's number, so a run that was killed and
+goes on from a checkpoint computes what it would have computed. The host waits for the device at log steps only.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from nezha_ds.data.loader import Loader
+from nezha_ds.objectives import ObjectiveSettings, pretraining_losses
+from nezha_ds.observe.events import Event, Observer, Record
+from nezha_ds.observe.meters import Interval
+from nezha_ds.train.engine import Engine
+from nezha_ds.train.evaluate import evaluate
+from nezha_ds.train.meter import LossMeter
+from nezha_ds.train.preempt import StopFlag
+from nezha_ds.train.ranks import Ranks
+from nezha_ds.train.recipe import TrainSettings
+
+
+@dataclass
+class Job:
+    """Everything that `fit` works with."""
+
+    engine: Engine
+    ranks: Ranks
+    batches: Loader
+    heldout: Callable[[], Loader] | None
+    """Makes the loader of an evaluation; None: there is nothing to evaluate on."""
+    objective: ObjectiveSettings
+    settings: TrainSettings
+    observers: Sequence[Observer]
+    stop: StopFlag
+    save: Callable[[int], None]
+    """Writes the checkpoint of a step; collective."""
+    interval: Interval = field(default_factory=Interval)
+
+    def tell(self, event: Event) -> None:
+        """Hand an event to all observers of this rank."""
+        for observer in self.observers:
+            observer.update(event)
+
+
+def fit(job: Job, step: int) -> bool:
+    """Train from `step` on to `settings.steps`. False when a signal stopped the run before; all is saved either way."""
+    settings, interval = job.settings, job.interval
+    meter = LossMeter(job.engine.device)
+    job.engine.module.train()
+    while step < settings.steps:
+        with interval.step():
+            train_step(job, step, meter)
+        step += 1
+        last = step == settings.steps
+        stopping = job.stop.agreed(job.ranks)
+        if step % settings.log_every == 0 or last or stopping:
+            job.tell(_record(job, step, meter))
+        if not stopping and _due(step, settings.eval_every, last):
+            with interval.time("evaluation"):
+                stopping = not _evaluate(job, step)
+        if step % settings.save_every == 0 or last or stopping:
+            with interval.time("checkpoint"):
+                job.save(step)
+        if stopping and not last:
+            return False
+    return True
+
+
+def train_step(job: Job, step: int, meter: LossMeter) -> None:
+    """One optimizer step: every micro-batch forward and backward, then the update."""
+    engine, interval = job.engine, job.interval
+    torch.manual_seed(dropout_seed(job.settings.seed, step, engine.world.rank))
+    for _ in range(engine.config.batch.accumulation):
+        with interval.time("data_wait"):
+            batch = next(job.batches)
+        interval.count(samples=batch.samples, places=batch.input_ids.numel(), tokens=int(batch.lengths.sum()))
+        batch = batch.to(engine.device)
+        with interval.time("forward"):
+            losses = pretraining_losses(engine(batch), batch, job.objective)
+        with interval.time("backward"):
+            engine.backward(losses.total)
+        meter.add(losses)
+    with interval.time("optimizer"):
+        interval.count(skipped=not engine.step())
+
+
+def dropout_seed(seed: int, step: int, rank: int) -> int:
+    """A 63-bit seed for a rank's step: three multiplications by odd constants keep neighbours apart."""
+    mixed = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB) & (1 << 64) - 1
+    return mixed >> 1
+
+
+def _due(step: int, every: int, last: bool) -> bool:
+    return last or (every > 0 and step % every == 0)
+
+
+def _evaluate(job: Job, step: int) -> bool:
+    """False when the ranks agreed to stop in the middle."""
+    if job.heldout is None:
+        return True
+    with job.heldout() as batches:
+        event = evaluate(job.engine, batches, job.objective, job.ranks, step, lambda: job.stop.agreed(job.ranks))
+    if event is not None:
+        job.tell(event)
+    return event is not None
+
+
+def _record(job: Job, step: int, meter: LossMeter) -> Record:
+    """What the steps since the last record did, over all ranks; collective."""
+    measured = meter.take(job.ranks)
+    taken = job.interval.take()
+    names = ("samples", "tokens", "places")
+    counts = job.ranks.add_up(torch.tensor([taken.counts.get(name, 0) for name in names]))
+    samples, tokens, places = counts.tolist()
+    return Record(
+        time=time.time(),
+        step=step,
+        epoch=step * job.engine.config.batch.global_batch / job.batches.plan_size,
+        loss=measured.loss,
+        losses=measured.losses,
+        mlm_accuracy=measured.mlm_accuracy,
+        grad_norm=job.engine.grad_norm,
+        learning_rate=job.engine.learning_rate,
+        loss_scale=job.engine.loss_scale,
+        skipped_steps=taken.counts.get("skipped", 0),
+        samples=samples,
+        real_tokens=tokens,
+        padding_tokens=places - tokens,
+        masked_tokens=measured.predictions,
+        seconds=taken.seconds,
+        step_seconds=taken.step_seconds,
+        phase_seconds=taken.phase_seconds,
+    )

@@ -1,0 +1,180 @@
+"""From a recipe and a DeepSpeed JSON to a finished run folder.
+
+    FOLDER/
+      recipe.toml ds_config.json   what was asked for, resolved: the folder is its own recipe
+      environment.json             versions, code revision, world, command
+      metrics.jsonl                every event, always
+      checkpoints/step-…           see checkpoint.py
+      summary.json                 what the run came to
+
+What can be checked without a device is checked before ranks meet: the recipe, the JSON, the text, the shards. The same
+command on the same folder goes on where it was; a finished run is left alone.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import nezha_ds
+from nezha_ds.errors import ConfigError
+from nezha_ds.model.heads import NezhaForPreTraining
+from nezha_ds.objectives import ObjectiveSettings
+from nezha_ds.observe.events import Observer, Save, Start
+from nezha_ds.observe.exporter import open_exporter
+from nezha_ds.observe.journal import METRICS_FILE, MetricsFile
+from nezha_ds.observe.log import Console
+from nezha_ds.observe.report import to_text
+from nezha_ds.train.checkpoint import State, check_belongs, newest_sound, prune, read_state, restore, save
+from nezha_ds.train.ds_config import DeepSpeedConfig
+from nezha_ds.train.engine import Engine, describe_accelerator, join_ranks, leave_ranks
+from nezha_ds.train.folder import CHECKPOINTS, conclude, open_folder
+from nezha_ds.train.loop import Job, fit
+from nezha_ds.train.preempt import EXIT_STOPPED, StopFlag
+from nezha_ds.train.ranks import Ranks
+from nezha_ds.train.recipe import Recipe
+from nezha_ds.train.source import Source, open_source, prepare_if_missing
+from nezha_ds.world import World, variable
+
+log = logging.getLogger(__name__)
+
+
+def pretrain(recipe: Recipe, ds_config: DeepSpeedConfig, world: World) -> int:
+    """Run or go on with a run, as one rank of it; the exit code: 0 done, 75 stopped and saved. Errors are ours."""
+    stop = StopFlag()
+    _check(recipe, ds_config)
+    if world.is_main:
+        prepare_if_missing(recipe)
+    join_ranks(world)
+    try:
+        return _train(recipe, ds_config, Ranks(world), stop)
+    finally:
+        leave_ranks()
+
+
+def freeze_unused(model: NezhaForPreTraining, objective: ObjectiveSettings) -> None:
+    """Leave the pooler and the next-sentence head as they are when nothing trains them.
+
+    Without gradients they would decay under ZeRO, whose buffer holds zeros for them, and not without it.
+    """
+    if not objective.nsp:
+        for parameter in (*model.encoder.pooler.parameters(), *model.nsp.parameters()):
+            parameter.requires_grad_(False)
+
+
+def _check(recipe: Recipe, ds_config: DeepSpeedConfig) -> None:
+    """What can be seen to be wrong before ranks meet and a device is touched."""
+    if recipe.data.length > recipe.model.max_position_embeddings:
+        raise ConfigError(
+            f"data.length {recipe.data.length} is above model.max_position_embeddings "
+            f"{recipe.model.max_position_embeddings}; raise that, NEZHA has no weights that depend on it"
+        )
+    accelerator = describe_accelerator()
+    if not {"fp32": True, "bf16": accelerator.bf16, "fp16": accelerator.fp16}[ds_config.precision]:
+        raise ConfigError(
+            f"{ds_config.source} asks for {ds_config.precision}, which {accelerator.name} here cannot compute; "
+            "choose a JSON with another precision (`nezha-ds doctor` tells which)"
+        )
+
+
+def _train(recipe: Recipe, ds_config: DeepSpeedConfig, ranks: Ranks, stop: StopFlag) -> int:
+    world, folder = ranks.world, recipe.run.folder
+    source = open_source(recipe, ranks)
+    config = recipe.model.resolve(len(source.vocabulary))
+    model = NezhaForPreTraining(config, seed=recipe.train.seed)
+    freeze_unused(model, recipe.objective)
+    if world.is_main:
+        open_folder(recipe, ds_config, sum(parameter.numel() for parameter in model.parameters()), world)
+    engine = Engine(model, ds_config, recipe.train.steps, world)
+    state = _resume(
+        folder / CHECKPOINTS, engine, State.fresh(recipe, ds_config, config, source.manifest.fingerprint), ranks
+    )
+    if state.step >= recipe.train.steps:
+        log.info("%s is done: step %d of %d; raise train.steps to go on", folder, state.step, recipe.train.steps)
+        return 0
+    observers = _observers(recipe, world)
+    job = Job(
+        engine=engine,
+        ranks=ranks,
+        batches=source.training(engine, state.samples),
+        heldout=(lambda: source.heldout(engine)) if recipe.train.eval_samples and source.has_heldout else None,
+        objective=recipe.objective,
+        settings=recipe.train,
+        observers=observers,
+        stop=stop,
+        save=_saver(folder / CHECKPOINTS, engine, ranks, state, source, observers),
+    )
+    try:
+        job.tell(_start_event(recipe, ds_config, state.step, world))
+        with job.batches:
+            finished = fit(job, state.step)
+    finally:
+        for observer in observers:
+            observer.close()
+    if world.is_main:
+        log.info("%s", to_text(conclude(folder)))
+    if not finished:
+        log.info("stopped and saved; start the same command again to go on")
+    return 0 if finished else EXIT_STOPPED
+
+
+def _resume(root: Path, engine: Engine, fresh: State, ranks: Ranks) -> State:
+    """The state of the checkpoint to go on from, loaded into the engine; the fresh one at the beginning."""
+    folder = newest_sound(root, ranks)
+    if folder is None:
+        return fresh
+    state = read_state(folder)
+    check_belongs(state, fresh, engine.config.batch.global_batch)
+    restore(folder, engine, state)
+    log.info("going on from %s", folder.name)
+    return fresh.model_copy(update={"step": state.step, "samples": state.samples})
+
+
+def _saver(
+    root: Path, engine: Engine, ranks: Ranks, state: State, source: Source, observers: list[Observer]
+) -> Callable[[int], None]:
+    """What writes the checkpoint of a step, tells the observers how it went, and removes old ones."""
+    files = source.tokenizer_files(state.model.max_position_embeddings)
+
+    def save_step(step: int) -> None:
+        started, ok = time.perf_counter(), False
+        samples = step * engine.config.batch.global_batch
+        try:
+            now = state.model_copy(update={"step": step, "samples": samples, "counters": engine.counters()})
+            save(root, engine, now, files, ranks)
+            ok = True
+        finally:
+            event = Save(time=time.time(), step=step, ok=ok, seconds=time.perf_counter() - started)
+            for observer in observers:
+                observer.update(event)
+        if ranks.world.is_main:
+            prune(root, source.recipe.train.keep_last)
+
+    return save_step
+
+
+def _observers(recipe: Recipe, world: World) -> list[Observer]:
+    folder = recipe.run.folder
+    observers: list[Observer] = []
+    if world.is_main:
+        observers += [MetricsFile(folder / METRICS_FILE), Console(world)]
+    exporter = open_exporter(recipe.exporter, world, folder.name)
+    return [*observers, exporter] if exporter else observers
+
+
+def _start_event(recipe: Recipe, ds_config: DeepSpeedConfig, step: int, world: World) -> Start:
+    return Start(
+        time=time.time(),
+        step=step,
+        run=recipe.run.folder.name,
+        target_steps=recipe.train.steps,
+        world_size=world.world_size,
+        model=recipe.model.preset,
+        precision=ds_config.precision,
+        zero_stage=ds_config.zero_stage,
+        version=nezha_ds.__version__,
+        deepspeed=version("deepspeed"),
+        torch=version("torch"),
+        job_id=variable("SLURM_JOB_ID"),
+    )
