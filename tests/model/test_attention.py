@@ -1,0 +1,97 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nezha_ds.model.attention import BODIES, reference_attention, table_attention
+from nezha_ds.model.nezha import padding_mask
+from nezha_ds.model.relative import relative_table
+
+
+def keep(x):
+    return x
+
+
+def inputs(lengths, heads=3, size=8, clip=64, dtype=torch.float32):
+    """q, k, v that want gradients, the table and the mask."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (len(lengths), heads, max(lengths), size)
+    q, k, v = (torch.randn(shape, generator=generator).to(dtype).requires_grad_() for _ in range(3))
+    return q, k, v, relative_table(clip, size).to(dtype), padding_mask(torch.tensor(lengths), max(lengths), dtype)
+
+
+def forward_and_backward(body, arguments, dropout=keep):
+    """The output and the gradients of q, k and v, for a loss that weighs every feature differently."""
+    output = body(*arguments, dropout)
+    weights = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view(output.shape)
+    return output, *torch.autograd.grad((output * weights).sum(), arguments[:3])
+
+
+def in_float64(arguments):
+    """The same numbers, exactly, in fp64."""
+    q, k, v, table, mask = (x.detach().double() for x in arguments)
+    return q.requires_grad_(), k.requires_grad_(), v.requires_grad_(), table, mask
+
+
+@pytest.mark.parametrize("body", ["auto", "table"])
+@settings(max_examples=40, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=3),
+    heads=st.integers(1, 3),
+    half=st.integers(1, 5),
+    clip=st.integers(1, 45),
+)
+def test_each_body_is_the_reference_forward_and_backward(body, lengths, heads, half, clip):
+    arguments = inputs(lengths, heads, 2 * half, clip)
+    for ours, expected in zip(
+        forward_and_backward(BODIES[body], arguments),
+        forward_and_backward(reference_attention, arguments),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("lengths", [[150, 90, 1], [64, 30]])
+def test_at_full_size_too(lengths):
+    arguments = inputs(lengths, heads=2, size=64)
+    for ours, expected in zip(
+        forward_and_backward(table_attention, arguments),
+        forward_and_backward(reference_attention, arguments),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, expected, atol=3e-5, rtol=3e-5)
+
+
+@pytest.mark.parametrize("lengths", [[150, 90], [40, 7]])
+def test_in_bf16_it_errs_no_more_than_the_reference(lengths):
+    arguments = inputs(lengths, size=64, dtype=torch.bfloat16)
+    truth = forward_and_backward(reference_attention, in_float64(arguments))
+    ours = forward_and_backward(table_attention, arguments)
+    theirs = forward_and_backward(reference_attention, arguments)
+    for exact, fast, slow in zip(truth, ours, theirs, strict=True):
+        assert fast.dtype == torch.bfloat16
+        assert (fast - exact).norm() <= 1.1 * (slow - exact).norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_with_the_same_dropout_too_which_also_thins_the_position_vectors(dtype):
+    arguments = inputs([50, 20], clip=8, dtype=dtype)
+    kept = (torch.rand(2, 3, 50, 50, generator=torch.Generator().manual_seed(1)) > 0.3).to(dtype)
+    expected = forward_and_backward(reference_attention, arguments, lambda p: p * kept)
+    ours = forward_and_backward(table_attention, arguments, lambda p: p * kept.flip(3))
+    tolerance = 1e-5 if dtype == torch.float32 else 5e-2
+    for one, other in zip(ours, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("body", BODIES)
+def test_the_value_term_uses_probabilities_after_dropout(body):
+    assert BODIES[body](*inputs([9]), torch.zeros_like).count_nonzero() == 0
+
+
+@pytest.mark.parametrize("body", BODIES)
+def test_padding_keys_have_no_say(body):
+    q, k, v, table, mask = inputs([30, 12])
+    other_k, other_v = k.clone(), v.clone()
+    other_k[1, :, 12:], other_v[1, :, 12:] = 5.0, -7.0
+    assert torch.equal(BODIES[body](q, k, v, table, mask, keep), BODIES[body](q, other_k, other_v, table, mask, keep))
