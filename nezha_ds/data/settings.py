@@ -1,0 +1,91 @@
+"""What a recipe says about samples and masks."""
+
+import math
+from typing import Literal
+
+from pydantic import field_validator, model_validator
+
+from nezha_ds.config import Settings
+from nezha_ds.shards import Verify
+
+SHORTEST, LONGEST = 16, 4096
+
+
+class DataSettings(Settings):
+    """Which prepared text to train on, and how it is cut into samples."""
+
+    shards: str
+    """Folder that `nezha-ds prepare` wrote: shards, manifest.json and vocab.txt."""
+    length: int = 128
+    """Tokens in a sample, [CLS] and [SEP] included: 16 to 4096. 128 for most of training, 512 to finish."""
+    format: Literal["full-sentences"] = "full-sentences"
+    """What a sample is made of: whole sentences in a row, across documents with a [SEP] between (RoBERTa's name)."""
+    verify: Verify = "hashes"
+    """What is checked before a shard is first read: its hash (2 GB/s), its size only, or nothing."""
+    prefetch: int = 4
+    """Micro-batches made ahead by the loader's thread, at least 1."""
+
+    @field_validator("shards")
+    @classmethod
+    def _names_a_folder(cls, shards: str) -> str:
+        if not shards:
+            raise ValueError("the folder has no name; give the one that `nezha-ds prepare --out` wrote")
+        return shards
+
+    @field_validator("length")
+    @classmethod
+    def _length_in_range(cls, length: int) -> int:
+        if not SHORTEST <= length <= LONGEST:
+            raise ValueError(f"{length} is not between {SHORTEST} and {LONGEST} tokens; take 128 or 512")
+        return length
+
+    @field_validator("prefetch")
+    @classmethod
+    def _prefetch_is_positive(cls, prefetch: int) -> int:
+        if prefetch < 1:
+            raise ValueError(f"{prefetch} micro-batches ahead is not possible; take 1 or more")
+        return prefetch
+
+
+class MaskingSettings(Settings):
+    """Which tokens are predicted, and what the model sees in their places."""
+
+    method: Literal["whole-word", "character"] = "whole-word"
+    """What is masked as a whole: the segmenter's words, or single tokens as in the first BERT."""
+    rate: float = 0.15
+    """Share of a sample's text tokens that are predicted, above 0 and below 1."""
+    mask_share: float = 0.8
+    """Share of the predicted tokens that become [MASK]; drawn for each token, also inside a word."""
+    random_share: float = 0.1
+    """Share of the predicted tokens that become a random entry of the vocabulary; the rest stay as they are."""
+    max_predictions: int | None = None
+    """Most predictions in a sample, and the width of the labels; unset: rate x length, rounded up (20 at 128)."""
+
+    @field_validator("rate")
+    @classmethod
+    def _rate_is_a_share(cls, rate: float) -> float:
+        if not 0 < rate < 1:
+            raise ValueError(f"{rate} is not a share above 0 and below 1; BERT and NEZHA take 0.15")
+        return rate
+
+    @field_validator("max_predictions")
+    @classmethod
+    def _predicts_something(cls, most: int | None) -> int | None:
+        if most is not None and most < 1:
+            raise ValueError(f"{most} leaves nothing to predict; take 1 or more, or leave it unset")
+        return most
+
+    @model_validator(mode="after")
+    def _shares_fit(self) -> "MaskingSettings":
+        mask, random = self.mask_share, self.random_share
+        if mask < 0 or random < 0 or mask + random > 1 + 1e-9:
+            raise ValueError(
+                f"mask_share {mask} and random_share {random} are not parts of one whole; BERT takes 0.8 and 0.1"
+            )
+        return self
+
+    def predictions(self, length: int) -> int:
+        """P, the places for predictions that a sample of `length` tokens has: 20 at 128 and 77 at 512 by default."""
+        # Less 1e-9, as 0.07 x 100 is a hair above 7.
+        most = math.ceil(self.rate * length - 1e-9) if self.max_predictions is None else self.max_predictions
+        return min(most, length - 2)

@@ -1,0 +1,33 @@
+"""Settings refuse what cannot work, and say what would."""
+
+import pytest
+
+from nezha_ds.config import build
+from nezha_ds.data.settings import DataSettings, MaskingSettings
+from nezha_ds.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("kind", "tree", "message"),
+    [
+        (DataSettings, {"shards": "x", "length": 8}, "length: 8 is not between 16 and 4096 tokens"),
+        (DataSettings, {"shards": "x", "length": 5000}, "take 128 or 512"),
+        (DataSettings, {"shards": ""}, "the folder has no name"),
+        (DataSettings, {"shards": "x", "prefetch": 0}, "prefetch: 0 micro-batches"),
+        (DataSettings, {"shards": "x", "lenght": 128}, "did you mean 'length'"),
+        (MaskingSettings, {"rate": 15.0}, "rate: 15.0 is not a share"),
+        (MaskingSettings, {"mask_share": 0.95}, "mask_share 0.95 and random_share 0.1"),
+        (MaskingSettings, {"random_share": -0.1}, "random_share -0.1"),
+        (MaskingSettings, {"max_predictions": 0}, "max_predictions: 0 leaves nothing"),
+    ],
+)
+def test_one_line_with_value_and_way_out(kind, tree, message):
+    with pytest.raises(ConfigError, match=message):
+        build(kind, tree, "recipe.toml")
+
+
+def test_predictions_follow_rate_and_length():
+    assert [MaskingSettings().predictions(length) for length in (128, 512)] == [20, 77]
+    assert MaskingSettings(rate=0.07).predictions(100) == 7
+    assert MaskingSettings(max_predictions=80).predictions(512) == 80
+    assert MaskingSettings(rate=0.99).predictions(16) == 14
