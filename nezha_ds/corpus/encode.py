@@ -1,8 +1,8 @@
 """One task of a preparation: read its pieces, clean, encode, write its shards, and last its receipt.
 
 A task depends on nothing but its `Work`, so any process can do it, at any time, with the same bytes as the result. A
-receipt whose work is the same and whose shards verify (2 GB/s) stands for the task. Peak memory is about five times
-a shard: 350 MB.
+receipt whose work is the same and whose shards verify (2 GB/s) stands for the task. Memory is bounded by the shard
+being filled, not by the input: 0.55 GB at most, 0.17 GB for tasks of 4 MB.
 """
 
 import hashlib

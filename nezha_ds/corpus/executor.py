@@ -144,7 +144,7 @@ def bar(label: str, total: int, gauge: Gauge, shown: bool) -> Generator[None]:
         follower.start()
         try:
             yield
-            progress.update(line, completed=gauge.read(), total=gauge.read())  # the total of archives was a guess
+            progress.update(line, completed=total)  # of archives it was a guess
         finally:
             finished.set()
             follower.join()

@@ -138,14 +138,19 @@ def prepare(settings: PrepareSettings, progress: bool = True) -> Manifest:
     identity = _identify(settings, files, vocabulary)
     folder = _claim(settings.out, identity, settings.overwrite)
     if (folder / MANIFEST).exists():
-        return _complete(folder, progress)
-    works = _divide(settings, files, identity)
-    _check_space(folder, works)
-    try:
-        return _finish(settings, identity, vocabulary, _run(settings, works, progress))
-    except KeyboardInterrupt:
-        _remove_temporaries(folder)
-        raise
+        manifest, state = _complete(folder), "is complete already"
+    else:
+        works = _divide(settings, files, identity)
+        _check_space(folder, works)
+        try:
+            receipts = _run(settings, works, progress)
+        finally:
+            _remove_temporaries(folder)
+        manifest, state = _finish(settings, identity, vocabulary, receipts), "is complete"
+    if progress:
+        documents, tokens = manifest.total("documents"), manifest.total("tokens")
+        Console(stderr=True, soft_wrap=True).print(f"{folder} {state}: {documents:,} documents, {tokens:,} tokens")
+    return manifest
 
 
 # ----------------------------------------------------------------------------------------------------------- the folder
@@ -221,13 +226,11 @@ def _shards_in(folder: Path) -> Iterable[Path]:
     return chain(folder.glob("train-*.arrow"), folder.glob("heldout-*.arrow"))
 
 
-def _complete(folder: Path, progress: bool) -> Manifest:
+def _complete(folder: Path) -> Manifest:
+    """The manifest of a folder that has one; DataError when shards are missing."""
     manifest = read_manifest(folder)
     check_sizes(folder, manifest.shards)
     shutil.rmtree(folder / RECEIPTS, ignore_errors=True)
-    if progress:
-        documents, tokens = manifest.total("documents"), manifest.total("tokens")
-        Console(stderr=True).print(f"{folder} is complete already: {documents:,} documents, {tokens:,} tokens")
     return manifest
 
 
@@ -254,11 +257,13 @@ def _divide(settings: PrepareSettings, files: Sequence[Path], identity: Identity
 def _group(pieces: Iterable[Piece], size: int) -> Iterator[tuple[Piece, ...]]:
     """Consecutive pieces together, up to `size` bytes of text."""
     group: list[Piece] = []
+    filled = 0
     for piece in pieces:
-        if group and sum(member.size for member in group) + piece.size > size:
+        if group and filled + piece.size > size:
             yield tuple(group)
-            group = []
+            group, filled = [], 0
         group.append(piece)
+        filled += piece.size
     if group:
         yield tuple(group)
 

@@ -102,6 +102,17 @@ def test_shards_hold_what_the_encoder_gives(tmp_path: Path, text: Path) -> None:
     assert manifest.total("unknowns") == sum(document.ids.tolist().count(unknown) for document in expected)
 
 
+def test_small_files_share_a_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "in").mkdir()
+    for number in range(200):
+        write_documents(tmp_path / "in" / f"{number:03d}.txt", f"第{number}篇。", "又一篇。")
+    assert len(run(tmp_path / "few", tmp_path / "in").shards) == 2
+    monkeypatch.setattr(module, "_SMALLEST_TASK", 1000)
+    assert 5 <= len(run(tmp_path / "many", tmp_path / "in", heldout=0.0).shards) <= 6
+    few = tokens_of(tmp_path / "few", "train") + tokens_of(tmp_path / "few", "heldout")
+    assert Counter(tokens_of(tmp_path / "many", "train")) == Counter(few)
+
+
 def test_a_shard_is_closed_at_its_size(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(tmp_path / "few", text)
     monkeypatch.setattr(encode, "SHARD_BYTES", 50_000)
