@@ -3,7 +3,7 @@
     row p of the table:   a[p, 2k] = sin(p · w_k),   a[p, 2k + 1] = cos(p · w_k),   w_k = 10000^(-2k / H)
     a query at i and a key at j take row   p = clip(j - i, -K, K) + K,   0 ≤ p < R = 2K + 1
 
-The paper (arXiv 1909.00204, section 2.3) prints sin(j - i); every released code and weight has the shifted, clipped
+The paper (arXiv 1909.00204) prints sin(j - i); every released code and weight has the shifted, clipped
 row, which differs by a fixed rotation of each pair of features, so that existing weights need this form. One table
 serves keys and values of all heads and layers: 129 × 64 numbers, 32 KiB. It has no parameters and never enters a
 state dict.
