@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import secrets
 from pathlib import Path
 
 from nezha_ds.errors import LaunchError
@@ -14,7 +15,8 @@ def write_atomically(path: Path, data: bytes | memoryview | str) -> None:
     A reader sees the old file, the new one, or none; so does the next start after a power cut. LaunchError when the
     disk is full or the folder cannot be written; then nothing is left behind.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Process ids repeat between the containers that share a folder.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("wb") as file:
             file.write(data.encode() if isinstance(data, str) else data)

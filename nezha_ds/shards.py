@@ -14,7 +14,6 @@ own hash is the fingerprint of the data. Shards know nothing of sequence lengths
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -134,7 +133,7 @@ class Manifest(Settings):
     sources: tuple[str, ...]
     shards: tuple[ShardEntry, ...]
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         """The data's identity: checkpoints carry it, plans are cached under it."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
@@ -171,7 +170,7 @@ def read_manifest(folder: Path) -> Manifest:
     if manifest.format != FORMAT:
         raise DataError(f"{path} has format {manifest.format}, this version reads {FORMAT}; prepare again or update")
     for entry in manifest.shards:
-        if Path(entry.name).name != entry.name:
+        if Path(entry.name).name != entry.name or entry.name in ("", ".."):
             raise DataError(f"{path} names a shard outside its folder: {entry.name!r}; do not use this data")
     return manifest
 

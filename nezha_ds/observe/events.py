@@ -70,6 +70,8 @@ class Record(_Event):
     padding_tokens: int
     masked_tokens: int
     """Those of the real tokens that had to be predicted."""
+    masked_ratio: float
+    """Achieved mask rate since this attempt began, of text tokens: a broken pipeline shows here first."""
     seconds: float
     """Wall time since the last record, evaluations and saves included."""
     step_seconds: tuple[float, ...]
@@ -82,11 +84,6 @@ class Record(_Event):
         """Real tokens of all ranks per second spent in steps."""
         busy = sum(self.step_seconds)
         return self.real_tokens / busy if busy else 0.0
-
-    @property
-    def masked_ratio(self) -> float:
-        """Achieved mask rate: a broken pipeline shows here first."""
-        return self.masked_tokens / self.real_tokens if self.real_tokens else 0.0
 
     @property
     def data_wait_ratio(self) -> float:

@@ -110,7 +110,7 @@ TABLE: tuple[Metric, ...] = (
     Metric("nezha_train_loss_scale", "gauge", "Dynamic loss scale; absent without fp16"),
     Metric("nezha_train_overflow_steps_total", "counter", "Steps whose update was dropped by an overflow"),
     Metric("nezha_data_epoch", "gauge", "Passes over the data, with the part of the present one"),
-    Metric("nezha_data_masked_ratio", "gauge", "Achieved mask rate since the last log step"),
+    Metric("nezha_data_masked_ratio", "gauge", "Achieved mask rate of this attempt"),
     Metric(
         "nezha_eval_loss",
         "gauge",

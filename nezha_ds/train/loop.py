@@ -130,6 +130,7 @@ def _record(job: Job, step: int, meter: LossMeter) -> Record:
         real_tokens=tokens,
         padding_tokens=places - tokens,
         masked_tokens=measured.predictions,
+        masked_ratio=job.batches.statistics.mask_rate,
         seconds=taken.seconds,
         step_seconds=taken.step_seconds,
         phase_seconds=taken.phase_seconds,

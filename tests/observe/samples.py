@@ -41,6 +41,7 @@ def record(step: int = 10, **changes: Any) -> Record:
         "real_tokens": 40_000,
         "padding_tokens": 960,
         "masked_tokens": 6_000,
+        "masked_ratio": 0.15,
         "seconds": 12.0,
         "step_seconds": (1.0,) * 10,
         "phase_seconds": {"data_wait": 0.6, "forward": 3.0, "backward": 5.0, "optimizer": 1.0, "evaluation": 2.0},
@@ -77,6 +78,7 @@ records = st.builds(
     loss_scale=st.none() | numbers,
     real_tokens=counts,
     masked_tokens=counts,
+    masked_ratio=st.floats(0, 1),
     step_seconds=st.lists(st.floats(0, 1e4), max_size=4).map(tuple),
     phase_seconds=st.dictionaries(st.sampled_from(PHASES), st.floats(0, 1e4)),
 )

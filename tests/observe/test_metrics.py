@@ -51,9 +51,8 @@ def test_derived_ratios():
     event = record(seconds=12.0, phase_seconds={"data_wait": 3.0}, step_seconds=(1.0, 3.0), real_tokens=8000)
     assert event.tokens_per_second == 2000
     assert event.data_wait_ratio == 0.25
-    assert event.masked_ratio == 0.75
     idle = record(seconds=0.0, step_seconds=(), real_tokens=0)
-    assert (idle.tokens_per_second, idle.data_wait_ratio, idle.masked_ratio) == (0.0, 0.0, 0.0)
+    assert (idle.tokens_per_second, idle.data_wait_ratio) == (0.0, 0.0)
 
 
 def test_an_event_is_frozen_and_refuses_what_is_no_number():

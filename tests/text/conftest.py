@@ -4,16 +4,11 @@ import lzma
 from importlib.resources import files
 
 import pytest
-from hypothesis import settings
 from hypothesis import strategies as st
 
 from nezha_ds.text.segment import Segmenter, make_segmenter
 from nezha_ds.text.tokenizer import Tokenizer
 from nezha_ds.text.vocab import Vocabulary, load_vocabulary
-
-# A time limit for each example fails on a busy machine.
-settings.register_profile("patient", deadline=None)
-settings.load_profile("patient")
 
 
 def shipped(name: str) -> list[str]:

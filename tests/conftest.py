@@ -1,0 +1,56 @@
+"""What the whole suite shares: a folder of compiled extensions, the shipped text prepared, and no skips in CI."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from nezha_ds.corpus.prepare import PrepareSettings, prepare
+from tests.helpers import ranks
+
+# A time limit for each example fails on a busy machine.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def extensions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A TORCH_EXTENSIONS_DIR of the tests' own: two ranks that compile at once have died on a half-built file."""
+    folder = tmp_path_factory.mktemp("extensions")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCH_EXTENSIONS_DIR", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def warm(extensions: Path) -> None:
+    """Compile DeepSpeed's CPU communication once, in one process."""
+    code = "from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder; ShareMemCommBuilder().load(verbose=False)"
+    subprocess.run([sys.executable, "-c", code], env=ranks.environment(extensions), check=True, capture_output=True)
+
+
+@pytest.fixture(scope="session")
+def embedded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped corpus, prepared."""
+    folder = tmp_path_factory.mktemp("shards") / "embedded"
+    prepare(PrepareSettings(out=folder), progress=False)
+    return folder
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """In CI a skipped test is a failed one, unless it needs a GPU."""
+    outcome = yield
+    report = outcome.get_result()
+    if (
+        report.skipped
+        and os.environ.get("CI")
+        and not item.get_closest_marker("gpu")
+        and not hasattr(report, "wasxfail")
+    ):
+        report.outcome = "failed"
+        report.longrepr = f"skipped in CI: {report.longrepr}"

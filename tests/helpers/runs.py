@@ -1,0 +1,160 @@
+"""Small real runs: a model of two narrow layers on the shipped text, a DeepSpeed JSON, and the ways to start them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nezha_ds.observe.events import Event, Record
+from nezha_ds.observe.journal import METRICS_FILE, read_metrics
+from tests.helpers import ranks
+
+SCRIPT = "launch/pretrain.py"
+
+RECIPE = """
+[run]
+folder = "{folder}"
+[data]
+shards = "{shards}"
+length = 32
+[model]
+preset = "tiny"
+hidden_size = 32
+num_hidden_layers = 2
+num_attention_heads = 2
+intermediate_size = 64
+[train]
+steps = 12
+log_every = 1
+eval_every = 0
+eval_samples = 40
+save_every = 4
+keep_last = 5
+[exporter]
+port = 0
+"""
+
+DEEPSPEED: dict[str, Any] = {
+    "train_batch_size": 16,
+    "train_micro_batch_size_per_gpu": 4,
+    "gradient_clipping": 1.0,
+    "optimizer": {"type": "Lamb", "params": {"lr": 0.01}},
+    "scheduler": {"type": "WarmupPolynomialLR", "params": {"warmup_steps": 3}},
+    "zero_optimization": {"stage": 1},
+}
+
+
+@dataclass
+class Run:
+    """One run folder and how it is started."""
+
+    folder: Path
+    recipe: Path
+    ds_config: Path
+    settings: Sequence[str] = ()
+
+    @property
+    def arguments(self) -> list[str]:
+        overrides = [part for setting in self.settings for part in ("--set", setting)]
+        return ["--recipe", str(self.recipe), "--deepspeed_config", str(self.ds_config), *overrides]
+
+    def finish(self, world_size: int = 1) -> str:
+        """Run to the end under the deepspeed launcher, or as one process without it."""
+        if world_size > 1:
+            return ranks.run_well(SCRIPT, *self.arguments, ranks=world_size)
+        done = self.attempt()
+        assert done.returncode == 0, done.stderr[-5000:]
+        return done.stdout + done.stderr
+
+    def attempt(self) -> subprocess.CompletedProcess[str]:
+        """One rank, to whatever end."""
+        return subprocess.run(
+            [sys.executable, SCRIPT, *self.arguments],
+            env=ranks.environment() | {"MASTER_PORT": str(ranks.free_port())},
+            cwd=ranks.REPOSITORY,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+
+    def start(self, world_size: int) -> subprocess.Popen[bytes]:
+        """Start ranks in a process group of their own, and go on."""
+        return subprocess.Popen(
+            ranks.command(SCRIPT, *self.arguments, ranks=world_size),
+            env=ranks.environment(),
+            cwd=ranks.REPOSITORY,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def start_ranks(self, world_size: int) -> list[subprocess.Popen[str]]:
+        """The ranks themselves, without a launcher that would change their exit codes."""
+        port = str(ranks.free_port())
+        return [
+            subprocess.Popen(
+                [sys.executable, SCRIPT, *self.arguments],
+                env=ranks.environment()
+                | {"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+                | {"WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size)},
+                cwd=ranks.REPOSITORY,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for rank in range(world_size)
+        ]
+
+    def events(self) -> list[Event]:
+        path = self.folder / METRICS_FILE
+        return read_metrics(path) if path.exists() else []
+
+    def losses(self) -> dict[int, float]:
+        """The loss of each step; of the last attempt where a step was run twice."""
+        return {event.step: event.loss for event in self.events() if isinstance(event, Record)}
+
+    def wait_for_step(self, step: int, timeout: float = 120) -> None:
+        end = time.monotonic() + timeout
+        while max(self.losses(), default=0) < step:
+            assert time.monotonic() < end, f"step {step} did not come"
+            time.sleep(0.01)
+
+    def checkpoint(self, step: int) -> Path:
+        return self.folder / "checkpoints" / f"step-{step:08}"
+
+    def tensors(self, step: int) -> dict[str, bytes]:
+        """The bytes of every tensor file of a checkpoint."""
+        return {path.name: path.read_bytes() for path in sorted(self.checkpoint(step).glob("*.safetensors"))}
+
+
+def make(folder: Path, shards: Path, *settings: str, **deepspeed: Any) -> Run:
+    """A run below `folder`; `deepspeed` replaces keys of the JSON."""
+    folder.mkdir(parents=True, exist_ok=True)
+    recipe, ds_config = folder / "recipe.toml", folder / "ds_config.json"
+    recipe.write_text(RECIPE.format(folder=folder / "run", shards=shards))
+    ds_config.write_text(json.dumps({**DEEPSPEED, **deepspeed}))
+    return Run(folder / "run", recipe, ds_config, settings)
+
+
+def kill_all(launcher: subprocess.Popen[bytes]) -> None:
+    """kill -9 of the launcher and of everything that it started."""
+    os.killpg(launcher.pid, signal.SIGKILL)
+    launcher.wait()
+    # Ranks are in the launcher's session, but in groups of their own if a shell made them: look them up.
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and _session(entry) == launcher.pid:
+            os.kill(int(entry.name), signal.SIGKILL)
+
+
+def _session(entry: Path) -> int:
+    try:
+        return os.getsid(int(entry.name))
+    except ProcessLookupError:
+        return 0

@@ -1,0 +1,114 @@
+"""Kill it, start it again: what comes out is what would have come out. Real ranks, real kill -9."""
+
+import shutil
+import signal
+
+import pytest
+
+from nezha_ds.train.preempt import EXIT_STOPPED
+from tests.helpers import runs
+
+pytestmark = [pytest.mark.ranks, pytest.mark.usefixtures("warm")]
+
+BF16 = {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, embedded, extensions):
+    """Twelve steps on two ranks in bf16 under ZeRO-1, dropout on, with checkpoints at 4, 8 and 12."""
+    run = runs.make(tmp_path_factory.mktemp("undisturbed"), embedded, **BF16)
+    run.finish(world_size=2)
+    return run
+
+
+def test_two_n_steps_equal_n_kill_n(undisturbed, tmp_path, embedded):
+    run = runs.make(tmp_path, embedded, **BF16)
+    launcher = run.start(world_size=2)
+    run.wait_for_step(6)
+    runs.kill_all(launcher)
+    assert not run.checkpoint(12).exists(), "killed too late to prove anything"
+    printed = run.finish(world_size=2)
+    assert "going on from step-" in printed
+    assert run.tensors(12) == undisturbed.tensors(12)
+    assert run.losses() == undisturbed.losses()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_to_one_rank_saves_on_all(undisturbed, tmp_path, embedded, number):
+    run = runs.make(tmp_path, embedded, **BF16)
+    ranks = run.start_ranks(world_size=2)
+    run.wait_for_step(2)
+    ranks[1].send_signal(number)
+    printed = [rank.communicate(timeout=120)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [EXIT_STOPPED] * 2, printed
+    stopped = max(run.losses())
+    assert run.checkpoint(stopped).exists()
+    assert stopped < 12, "stopped too late to prove anything"
+    run.finish(world_size=2)
+    assert run.tensors(12) == undisturbed.tensors(12)
+
+
+def test_another_world_size_and_stage_goes_on_from_it(undisturbed, tmp_path, embedded):
+    """From two ranks under ZeRO-1 to one under ZeRO-2: the same samples and masks, so the same losses but for rounding."""
+    run = runs.make(tmp_path, embedded, "model.hidden_dropout_prob=0.0", "model.attention_probs_dropout_prob=0.0")
+    run.finish(world_size=2)
+    expected = run.losses()
+    shutil.rmtree(run.checkpoint(12))
+    other = runs.make(
+        tmp_path,
+        embedded,
+        *run.settings,
+        zero_optimization={"stage": 2},
+        train_micro_batch_size_per_gpu=8,
+    )
+    assert "going on from step-00000008" in other.finish(world_size=1)
+    assert [other.losses()[step] for step in range(9, 13)] == pytest.approx(
+        [expected[step] for step in range(9, 13)], abs=2e-5
+    )
+
+
+def test_a_damaged_checkpoint_is_passed_over_aloud(undisturbed, tmp_path, embedded):
+    run = runs.make(tmp_path, embedded, **BF16)
+    shutil.copytree(undisturbed.folder, run.folder)
+    shutil.rmtree(run.checkpoint(12))
+    flip_a_bit(run.checkpoint(8) / "model.safetensors")
+    printed = run.finish(world_size=2)
+    assert "step-00000008/model.safetensors is damaged; trying the one before it" in printed
+    assert "going on from step-00000004" in printed
+    assert run.tensors(12) == undisturbed.tensors(12)
+
+
+def test_when_no_checkpoint_verifies_it_does_not_start_over(undisturbed, tmp_path, embedded):
+    run = runs.make(tmp_path, embedded, **BF16)
+    shutil.copytree(undisturbed.folder, run.folder)
+    for step, name in ((4, "moments-00001-of-00002.safetensors"), (8, "manifest.json"), (12, "state.json")):
+        (run.checkpoint(step) / name).unlink()
+    done = run.attempt()
+    assert done.returncode == 2
+    assert "no checkpoint in" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_finished_run_is_left_alone(undisturbed):
+    before = undisturbed.tensors(12)
+    assert "is done: step 12 of 12" in undisturbed.finish(world_size=2)
+    assert undisturbed.tensors(12) == before
+
+
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [("train.seed=2", "train.seed"), ("model.hidden_size=64", "[model]")],
+)
+def test_a_checkpoint_of_another_run_is_refused(undisturbed, tmp_path, embedded, setting, named):
+    run = runs.make(tmp_path, embedded, setting, **BF16)
+    shutil.copytree(undisturbed.folder, run.folder)
+    done = run.attempt()
+    assert done.returncode == 2
+    assert f"was trained with another {named}" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def flip_a_bit(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
