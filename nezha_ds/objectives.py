@@ -5,7 +5,7 @@ scores would lose the third digit. Nothing here waits for the device; counts and
 can sum them over micro-batches and ranks before it divides.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Self
 
@@ -23,9 +23,9 @@ from nezha_ds.model.heads import PreTrainingOutput
 class ObjectiveSettings(Settings):
     """Weights of the losses in their sum; an objective of weight 0 is not computed."""
 
-    mlm: float = Field(1.0, ge=0)
+    mlm: float = Field(default=1.0, ge=0)
     """Masked-language model."""
-    nsp: float = Field(0.0, ge=0)
+    nsp: float = Field(default=0.0, ge=0)
     """Next sentence; needs samples cut as segment or sentence pairs."""
 
     @model_validator(mode="after")
@@ -33,6 +33,11 @@ class ObjectiveSettings(Settings):
         if not (self.mlm or self.nsp):
             raise ValueError("all weights are 0, so there is nothing to minimise; set objective.mlm=1")
         return self
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The objectives that are computed, with their weights."""
+        return {name: weight for name, weight in self.model_dump().items() if weight}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,35 +59,58 @@ class Losses:
         return {name: self.hits[name] / self.counts[name].clamp(min=1) for name in self.hits}
 
 
-def _mlm(output: PreTrainingOutput, batch: Batch) -> tuple[Tensor, Tensor]:
-    return output.mlm_logits.flatten(0, 1), batch.mlm_labels.flatten()
+def _mlm_logits(output: PreTrainingOutput) -> Tensor:
+    return output.mlm_logits.flatten(0, 1)
 
 
-def _nsp(output: PreTrainingOutput, batch: Batch) -> tuple[Tensor, Tensor]:
-    if output.nsp_logits is None or batch.next_sentence_labels is None:
+def _mlm_labels(batch: Batch) -> Tensor:
+    return batch.mlm_labels.flatten()
+
+
+def _nsp_logits(output: PreTrainingOutput) -> Tensor:
+    # The model scores pairs where the batch has labels for them, which _nsp_labels has checked.
+    assert output.nsp_logits is not None
+    return output.nsp_logits
+
+
+def _nsp_labels(batch: Batch) -> Tensor:
+    if batch.next_sentence_labels is None:
         raise ConfigError(
             "objective.nsp is above 0, but these samples are not pairs; set objective.nsp=0, or cut the data "
             "into segment or sentence pairs"
         )
-    return output.nsp_logits, batch.next_sentence_labels
+    return batch.next_sentence_labels
 
 
-# Each gives scores (predictions, classes) and labels (predictions,).
-_OBJECTIVES: dict[str, Callable[[PreTrainingOutput, Batch], tuple[Tensor, Tensor]]] = {"mlm": _mlm, "nsp": _nsp}
+# Labels (predictions,) of a batch, and the scores (predictions, classes) that a model gives for them.
+_OBJECTIVES: dict[str, tuple[Callable[[Batch], Tensor], Callable[[PreTrainingOutput], Tensor]]] = {
+    "mlm": (_mlm_labels, _mlm_logits),
+    "nsp": (_nsp_labels, _nsp_logits),
+}
 
 
-def pretraining_losses(output: PreTrainingOutput, batch: Batch, settings: ObjectiveSettings) -> Losses:
-    """The weighted sum of all objectives with a weight, and its parts."""
-    weights = {name: weight for name, weight in settings.model_dump().items() if weight}
+def count_predictions(batch: Batch, settings: ObjectiveSettings) -> dict[str, int]:
+    """Predictions of a micro-batch by objective, while it is still on the CPU."""
+    return {name: int((_OBJECTIVES[name][0](batch) != IGNORE).sum()) for name in settings.weights}
+
+
+def pretraining_losses(
+    output: PreTrainingOutput, batch: Batch, settings: ObjectiveSettings, shares: Mapping[str, float] | None = None
+) -> Losses:
+    """The weighted sum of all objectives with a weight, and its parts.
+
+    `shares` are factors by objective that make a mean of micro-batch means the mean of all predictions; 1 if not given.
+    """
     losses: dict[str, Tensor] = {}
     counts: dict[str, Tensor] = {}
     hits: dict[str, Tensor] = {}
-    for name in weights:
-        logits, labels = _OBJECTIVES[name](output, batch)
+    for name in settings.weights:
+        labels, logits = _OBJECTIVES[name][0](batch), _OBJECTIVES[name][1](output)
         counts[name] = (labels != IGNORE).sum()
         losses[name] = _mean_loss(logits.float(), labels, counts[name])
         hits[name] = (logits.detach().argmax(dim=-1) == labels).sum()
-    total = torch.stack([weight * losses[name] for name, weight in weights.items()]).sum()
+    factors = {name: weight * (shares or {}).get(name, 1.0) for name, weight in settings.weights.items()}
+    total = torch.stack([factor * losses[name] for name, factor in factors.items()]).sum()
     return Losses(total, {name: loss.detach() for name, loss in losses.items()}, counts, hits)
 
 

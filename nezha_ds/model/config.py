@@ -27,31 +27,31 @@ class ModelSettings(Settings):
 
     preset: str = "base"
     """`base`, `large`, `small` or `tiny`: the sizes of whatever is not set here."""
-    hidden_size: int = Field(768, gt=0)
+    hidden_size: int = Field(default=768, gt=0)
     """D: width of the token states."""
-    num_hidden_layers: int = Field(12, gt=0)
+    num_hidden_layers: int = Field(default=12, gt=0)
     """Transformer blocks."""
-    num_attention_heads: int = Field(12, gt=0)
+    num_attention_heads: int = Field(default=12, gt=0)
     """N: heads; each has D / N features, an even number."""
-    intermediate_size: int = Field(3072, gt=0)
+    intermediate_size: int = Field(default=3072, gt=0)
     """Width inside the feed-forward layers."""
     hidden_act: Literal["gelu", "gelu_tanh"] = "gelu"
     """`gelu` is the exact one (erf), as in the PyTorch releases; `gelu_tanh` that of the TensorFlow code."""
-    hidden_dropout_prob: float = Field(0.1, ge=0, lt=1)
+    hidden_dropout_prob: float = Field(default=0.1, ge=0, lt=1)
     """Dropout on embeddings and on what each sublayer adds."""
-    attention_probs_dropout_prob: float = Field(0.1, ge=0, lt=1)
+    attention_probs_dropout_prob: float = Field(default=0.1, ge=0, lt=1)
     """Dropout on attention probabilities."""
-    max_position_embeddings: int = Field(512, gt=0)
+    max_position_embeddings: int = Field(default=512, gt=0)
     """Longest sequence, in tokens. NEZHA has no weights that depend on it."""
-    max_relative_position: int = Field(64, gt=0)
+    max_relative_position: int = Field(default=64, gt=0)
     """K: distances beyond K tokens look like K. 64 in the Chinese models, 127 in the English one."""
-    type_vocab_size: int = Field(2, gt=0)
+    type_vocab_size: int = Field(default=2, gt=0)
     """Segments that a token may belong to."""
-    initializer_range: float = Field(0.02, gt=0)
+    initializer_range: float = Field(default=0.02, gt=0)
     """Standard deviation of fresh weights."""
-    layer_norm_eps: float = Field(1e-12, gt=0)
+    layer_norm_eps: float = Field(default=1e-12, gt=0)
     """Added to the variance in every LayerNorm."""
-    pad_token_id: int = Field(0, ge=0)
+    pad_token_id: int = Field(default=0, ge=0)
     """Id of [PAD]; its embedding starts at zero and gets no gradient from the input side."""
     attention: Literal["auto", "table", "reference"] = "auto"
     """Which body computes the attention; `auto` takes the fastest one for the device. They differ in speed only."""

@@ -27,7 +27,7 @@ def evaluate(
     None when the ranks agreed to stop in the middle: half an evaluation is no measurement.
     """
     started = time.perf_counter()
-    meter = LossMeter(engine.device)
+    meter = LossMeter(objective)
     engine.module.eval()
     try:
         for batch in batches:

@@ -16,7 +16,7 @@ from nezha_ds.observe.events import Event, Observer, Record
 from nezha_ds.observe.meters import Interval
 from nezha_ds.train.engine import Engine
 from nezha_ds.train.evaluate import evaluate
-from nezha_ds.train.meter import LossMeter
+from nezha_ds.train.meter import LossMeter, prediction_shares
 from nezha_ds.train.preempt import StopFlag
 from nezha_ds.train.ranks import Ranks
 from nezha_ds.train.recipe import TrainSettings
@@ -48,7 +48,7 @@ class Job:
 def fit(job: Job, step: int) -> bool:
     """Train from `step` on to `settings.steps`. False when a signal stopped the run before; all is saved either way."""
     settings, interval = job.settings, job.interval
-    meter = LossMeter(job.engine.device)
+    meter = LossMeter(job.objective)
     job.engine.module.train()
     while step < settings.steps:
         with interval.step():
@@ -73,13 +73,14 @@ def train_step(job: Job, step: int, meter: LossMeter) -> None:
     """One optimizer step: every micro-batch forward and backward, then the update."""
     engine, interval = job.engine, job.interval
     torch.manual_seed(dropout_seed(job.settings.seed, step, engine.world.rank))
-    for _ in range(engine.config.batch.accumulation):
-        with interval.time("data_wait"):
-            batch = next(job.batches)
+    with interval.time("data_wait"):
+        batches = [next(job.batches) for _ in range(engine.config.batch.accumulation)]
+    shares = prediction_shares(batches, job.objective, job.ranks)
+    for batch, share in zip(batches, shares, strict=True):
         interval.count(samples=batch.samples, places=batch.input_ids.numel(), tokens=int(batch.lengths.sum()))
-        batch = batch.to(engine.device)
+        moved = batch.to(engine.device)
         with interval.time("forward"):
-            losses = pretraining_losses(engine(batch), batch, job.objective)
+            losses = pretraining_losses(engine(moved), moved, job.objective, share)
         with interval.time("backward"):
             engine.backward(losses.total)
         meter.add(losses)

@@ -1,22 +1,24 @@
-"""Losses and hits between two log steps, kept on the device until somebody asks."""
+"""Losses and hits between two log steps, kept on the device until somebody asks; and what a micro-batch counts."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from nezha_ds.objectives import Losses
+from nezha_ds.batch import Batch
+from nezha_ds.objectives import Losses, ObjectiveSettings, count_predictions
 from nezha_ds.train.ranks import Ranks
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Means over all ranks' predictions since the last `take`."""
+    """Means over all ranks' predictions since the last `take`, in nats."""
 
     loss: float
-    """The weighted sum that is minimised, mean over micro-batches."""
+    """The weighted sum that is minimised."""
     losses: dict[str, float]
-    """Nats per prediction, by objective."""
+    """By objective."""
     mlm_accuracy: float
     predictions: int
     """Masked tokens."""
@@ -25,15 +27,12 @@ class Measured:
 class LossMeter:
     """Adds up without waiting for the device; `take` waits once."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, objective: ObjectiveSettings) -> None:
+        self._weights = objective.weights
         self._sums: dict[str, Tensor] = {}
 
     def add(self, losses: Losses) -> None:
-        """Take in a micro-batch. One without predictions, which pads an evaluation, weighs nothing."""
-        seen = (sum(losses.counts.values()) > 0).double()  # type: ignore[union-attr]
-        self._add("total", losses.total.detach().double() * seen)
-        self._add("batches", seen)
+        """Take in a micro-batch; one without predictions, which pads an evaluation, weighs nothing."""
         for name, loss in losses.parts.items():
             self._add(f"loss/{name}", loss.double() * losses.counts[name])
             self._add(f"count/{name}", losses.counts[name].double())
@@ -41,17 +40,30 @@ class LossMeter:
 
     def take(self, ranks: Ranks) -> Measured:
         """The means over all ranks, and a fresh start; collective, and the one wait for the device."""
-        names = list(self._sums)
-        values = torch.stack([self._sums[name] for name in names]).cpu()  # device-to-host: at log steps only
-        sums = dict(zip(names, ranks.add_up(values).tolist(), strict=True))
+        values = torch.stack(list(self._sums.values())).cpu()  # device-to-host: at log steps only
+        sums = dict(zip(self._sums, ranks.add_up(values).tolist(), strict=True))
         self._sums = {}
-        parts = [name.removeprefix("loss/") for name in names if name.startswith("loss/")]
+        losses = {name: sums[f"loss/{name}"] / max(sums[f"count/{name}"], 1) for name in self._weights}
         return Measured(
-            loss=sums["total"] / max(sums["batches"], 1),
-            losses={name: sums[f"loss/{name}"] / max(sums[f"count/{name}"], 1) for name in parts},
+            loss=sum(weight * losses[name] for name, weight in self._weights.items()),
+            losses=losses,
             mlm_accuracy=sums.get("hits/mlm", 0.0) / max(sums.get("count/mlm", 0.0), 1),
             predictions=int(sums.get("count/mlm", 0)),
         )
 
     def _add(self, name: str, value: Tensor) -> None:
         self._sums[name] = self._sums[name] + value if name in self._sums else value
+
+
+def prediction_shares(batches: Sequence[Batch], objective: ObjectiveSettings, ranks: Ranks) -> list[dict[str, float]]:
+    """For each micro-batch of a step, by objective, the factor that its mean loss takes; collective.
+
+    DeepSpeed averages over micro-batches and ranks. A micro-batch with more predictions than the average must weigh
+    more, or the gradient would depend on how a batch is cut: with these factors it is that of the mean over all
+    predictions of the global batch, whatever the micro-batch and the world size.
+    """
+    counts = [count_predictions(batch, objective) for batch in batches]
+    own = torch.tensor([[count[name] for name in objective.weights] for count in counts], dtype=torch.float64)
+    average = ranks.add_up(own.mean(dim=0)) / ranks.world.world_size
+    factors = own / average.clamp(min=1e-9)
+    return [dict(zip(objective.weights, row, strict=True)) for row in factors.tolist()]
