@@ -16,10 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from nezha_ds.config import nearest
 from nezha_ds.errors import ConfigError
 from nezha_ds.optim.lamb import LambSettings, lamb_settings
-from nezha_ds.optim.schedule import ScheduleSettings, is_ours, schedule_settings
+from nezha_ds.optim.schedule import SCHEDULES, ScheduleSettings, is_ours, schedule_settings
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -32,6 +34,10 @@ KNOWN_KEYS = frozenset(
 )
 """Top-level keys of DeepSpeed 0.19 that make sense here. It ignores a misspelt one in silence; we do not, and we refuse
 those that would take data, checkpoints or batch sizes out of our hands (elasticity, curriculum_learning …)."""
+
+OPTIMIZERS = frozenset("adagrad adam adamw lamb lion muadam muadamw musgd muon".split())
+SCHEDULERS = ("LRRangeTest", "OneCycle", "WarmupLR", "WarmupDecayLR", "WarmupCosineLR")
+"""What DeepSpeed 0.19 knows besides torch's own; optimizers in any case."""
 
 QUIET = 1 << 30
 """`steps_per_print`: the console and the exporter are ours."""
@@ -141,10 +147,10 @@ def _batch_sizes(source: str, tree: dict[str, Any], world_size: int) -> BatchSiz
     if global_batch % world_size:
         sizes = [size for size in range(1, global_batch + 1) if global_batch % size == 0]
         below = max(size for size in sizes if size < world_size)
-        above = min((size for size in sizes if size > world_size), default=global_batch)
+        above = min((size for size in sizes if size > world_size), default=None)
         raise ConfigError(
             f"{source}: train_batch_size {global_batch} cannot be divided among {world_size} ranks; "
-            f"start {below} or {above} ranks, or change train_batch_size"
+            f"start {f'{below} or {above}' if above else below} ranks, or change train_batch_size"
         )
     share = global_batch // world_size
     micro_batch = micro_batch_for(share, limit)
@@ -155,6 +161,10 @@ def _batch_sizes(source: str, tree: dict[str, Any], world_size: int) -> BatchSiz
             f"not train_batch_size {global_batch}; leave gradient_accumulation_steps out, it follows"
         )
     return BatchSizes(global_batch, micro_batch, share // micro_batch)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _positive(source: str, tree: dict[str, Any], key: str) -> int:
@@ -183,18 +193,36 @@ def _check_keys(source: str, tree: dict[str, Any]) -> None:
 
 
 def _check_sections(source: str, tree: dict[str, Any]) -> None:
-    for key in ("zero_optimization", "fp16", "bf16", "data_types"):
+    for key in ("zero_optimization", "fp16", "bf16", "bfloat16", "data_types"):
         if not isinstance(tree.get(key, {}), dict):
             raise ConfigError(f'{source}: {key} = {tree[key]!r} is not an object such as {{"enabled": true}}')
     for key in ("optimizer", "scheduler"):
         section = tree.get(key, {"type": ""})
         if not isinstance(section, dict) or not isinstance(section.get("type"), str):
             raise ConfigError(f'{source}: {key} has no type; write "{key}": {{"type": …, "params": {{…}}}}')
+        for stray in sorted(section.keys() - {"type", "params", "legacy_fusion"}):
+            raise ConfigError(f"{source}: {key}.{stray} is not read by DeepSpeed; move it into {key}.params")
+        if not isinstance(section.get("params", {}), dict):
+            raise ConfigError(
+                f'{source}: {key}.params = {section["params"]!r} is not an object such as {{"lr": 0.001}}'
+            )
 
 
 def _check_optimizer(source: str, tree: dict[str, Any]) -> None:
     if "optimizer" not in tree:
         raise ConfigError(f'{source}: no optimizer; write "optimizer": {{"type": "Lamb", "params": {{"lr": 0.001}}}}')
+    kind = tree["optimizer"]["type"]
+    if kind.lower() not in OPTIMIZERS and not hasattr(torch.optim, kind):
+        raise ConfigError(f"{source}: unknown optimizer {kind!r}{nearest(kind, [*OPTIMIZERS, 'Lamb', 'AdamW'])}")
+    decay = tree["optimizer"].get("params", {}).get("weight_decay", 0)
+    if not _is_number(decay):
+        raise ConfigError(f"{source}: optimizer.params.weight_decay = {decay!r} is not a number; write 0.01, or 0")
+
+
+def _check_scheduler(source: str, tree: dict[str, Any]) -> None:
+    kind = tree["scheduler"]["type"] if "scheduler" in tree else "WarmupLR"
+    if kind not in SCHEDULERS and not is_ours(kind) and not hasattr(torch.optim.lr_scheduler, kind):
+        raise ConfigError(f"{source}: unknown scheduler {kind!r}{nearest(kind, [*SCHEDULES, *SCHEDULERS])}")
 
 
 def _check_clipping(source: str, tree: dict[str, Any]) -> None:
@@ -202,6 +230,10 @@ def _check_clipping(source: str, tree: dict[str, Any]) -> None:
         raise ConfigError(
             f"{source}: gradient_clipping is missing, and DeepSpeed would clip at 1.0 without a word; "
             "write 1.0, or 0.0 for none"
+        )
+    if not _is_number(tree["gradient_clipping"]) or tree["gradient_clipping"] < 0:
+        raise ConfigError(
+            f"{source}: gradient_clipping = {tree['gradient_clipping']!r} is not a norm; write 1.0, or 0.0 for none"
         )
 
 
@@ -223,6 +255,8 @@ def _check_precision(source: str, tree: dict[str, Any]) -> None:
 
 def _check_zero(source: str, tree: dict[str, Any]) -> None:
     zero = tree.get("zero_optimization", {})
+    if zero.get("stage", 0) not in range(4):
+        raise ConfigError(f"{source}: zero_optimization.stage = {zero['stage']!r} is no stage; write 0, 1 or 2")
     if _zero_stage(tree) > 2:
         raise ConfigError(
             f"{source}: ZeRO stage {_zero_stage(tree)} splits the model's tensors, which checkpoints and LAMB need "
@@ -237,7 +271,8 @@ _CHECKS: tuple[Callable[[str, dict[str, Any]], None], ...] = (
     _check_keys,
     _check_sections,
     _check_optimizer,
+    _check_scheduler,
     _check_clipping,
-    _check_precision,
     _check_zero,
+    _check_precision,
 )
