@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test check format bench clean
+.PHONY: demo test check format bench clean .venv-hf .venv-bench
 .DELETE_ON_ERROR:
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -32,8 +32,19 @@ format: $(INSTALLED)
 test: check
 	$(BIN)/python -m pytest
 
-bench: $(INSTALLED)
+bench: $(INSTALLED) .venv-bench/installed
 	$(BIN)/python -m tests.bench
+
+# Environments of their own for what we are compared with: in results (.venv-hf) and in speed (.venv-bench).
+.venv-hf: .venv-hf/installed
+.venv-bench: .venv-bench/installed
+
+.venv-hf/installed: tests/golden/requirements.txt
+.venv-bench/installed: tests/bench/requirements.txt
+.venv-hf/installed .venv-bench/installed:
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --requirement $<
+	touch $@
 
 clean:
 	rm -rf build $(VENV)

@@ -1,0 +1,38 @@
+"""Shards to finished masked batches in the order of a run, through the loader and its thread as training uses it."""
+
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+
+from nezha_ds.data.loader import build_loader
+from nezha_ds.data.settings import MaskingSettings
+from nezha_ds.world import World
+from tests.bench.ours.samples import RANDOM_IDS, SPECIAL, settings
+
+TOKENS = 1 << 24
+
+
+def side(folder: str, length: int, batch: int) -> Callable[[], float]:
+    """Tokens, padding included. Each run makes a new loader, so that nothing made ahead counts; shards are verified."""
+    data = settings(Path(folder), length)
+    first = 0
+
+    def run() -> float:
+        nonlocal first
+        loader = build_loader(
+            data,
+            MaskingSettings(),
+            seed=1,
+            micro_batch=batch,
+            global_batch=batch,
+            world=World(),
+            first=first,
+            special=SPECIAL,
+            random_ids=RANDOM_IDS,
+        )
+        with loader:
+            tokens = sum(made.input_ids.numel() for made in islice(loader, TOKENS // (batch * length)))
+            first = loader.position
+        return tokens
+
+    return run

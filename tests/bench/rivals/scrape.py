@@ -1,0 +1,47 @@
+"""Scrapes of prometheus_client as its manual shows it: the same families and series as instruments of its own."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, start_http_server
+from prometheus_client.core import Metric
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.bench.scraper import scrape
+
+
+def side(folder: str) -> Callable[[], float]:
+    """Scrapes, one after another over a connection each."""
+    disable_created_metrics()
+    registry = CollectorRegistry()
+    for family in text_string_to_metric_families((Path(folder) / "exposition.txt").read_text()):
+        KINDS[family.type](family, registry)
+    server, _ = start_http_server(0, "127.0.0.1", registry)
+    return lambda: scrape(f"http://127.0.0.1:{server.server_port}/metrics")
+
+
+def _counter(family: Metric, registry: CollectorRegistry) -> None:
+    counter = Counter(family.name, family.documentation, list(family.samples[0].labels), registry=registry)
+    for sample in family.samples:
+        counter.labels(**sample.labels).inc(sample.value)
+
+
+def _gauge(family: Metric, registry: CollectorRegistry) -> None:
+    if family.samples:
+        gauge = Gauge(family.name, family.documentation, list(family.samples[0].labels), registry=registry)
+        for sample in family.samples:
+            gauge.labels(**sample.labels).set(sample.value)
+
+
+def _histogram(family: Metric, registry: CollectorRegistry) -> None:
+    buckets = [sample.labels["le"] for sample in family.samples if "le" in sample.labels]
+    names = [name for name in family.samples[0].labels if name != "le"]
+    histogram = Histogram(family.name, family.documentation, names, registry=registry, buckets=buckets)
+    histogram.labels(**{name: family.samples[0].labels[name] for name in names}).observe(1.0)
+
+
+KINDS: dict[str, Callable[[Metric, CollectorRegistry], None]] = {
+    "counter": _counter,
+    "gauge": _gauge,
+    "histogram": _histogram,
+}
