@@ -1,0 +1,132 @@
+"""The prepared text as a run opens it: what is refused, who plans, and what may replace a masked token."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nezha_ds.config import build
+from nezha_ds.corpus.prepare import PrepareSettings, prepare
+from nezha_ds.errors import DataError
+from nezha_ds.text.vocab import load_vocabulary, parse_vocabulary
+from nezha_ds.train.ranks import Ranks
+from nezha_ds.train.recipe import Recipe
+from nezha_ds.train.source import open_source, prepare_if_missing, replacement_ids
+from nezha_ds.world import World
+
+ALONE = Ranks(World())
+TEXT = "\n\n".join(f"第{number}回。话说天下大势，分久必合，合久必分。周末七国分争，并入于秦。" for number in range(60))
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("source")
+    (folder / "text.txt").write_text(TEXT, encoding="utf-8")
+    out = folder / "shards"
+    prepare(PrepareSettings(inputs=(str(folder / "text.txt"),), out=out, heldout=0.2, workers=1), progress=False)
+    return out
+
+
+@pytest.fixture
+def shards(prepared, tmp_path):
+    return shutil.copytree(prepared, tmp_path / "shards")
+
+
+def recipe(shards: Path, *prepare: str) -> Recipe:
+    tree = {"run": {"folder": str(shards.parent / "run"), "prepare": prepare}, "data": {"shards": str(shards)}}
+    return build(Recipe, tree, "a test")
+
+
+def plans(shards: Path) -> list[Path]:
+    return [path for path in shards.rglob("*") if "plan" in str(path.relative_to(shards)) and path.is_file()]
+
+
+def test_it_holds_what_was_prepared_and_plans_both_splits(shards):
+    source = open_source(recipe(shards), ALONE)
+    assert source.has_heldout
+    assert source.manifest.total("documents") == 60
+    assert source.vocabulary == load_vocabulary()
+    assert len(plans(shards)) >= 2
+
+
+class PretendedRanks(Ranks):
+    """A rank that is not its node's first, whose waits return."""
+
+    def __init__(self):
+        self.world, self._group = World(rank=1, world_size=2, local_rank=1, local_world_size=2), None
+
+
+def test_only_the_first_rank_of_a_node_plans(shards):
+    open_source(recipe(shards), PretendedRanks())
+    assert not plans(shards)
+
+
+def test_text_without_a_second_document_has_nothing_held_out(tmp_path):
+    (tmp_path / "one.txt").write_text("一篇。" * 100, encoding="utf-8")
+    prepare(PrepareSettings(inputs=(str(tmp_path / "one.txt"),), out=tmp_path / "shards", workers=1), progress=False)
+    assert not open_source(recipe(tmp_path / "shards"), ALONE).has_heldout
+
+
+@pytest.mark.parametrize("break_it", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-9])])
+def test_shards_that_are_missing_or_cut_short_are_named_before_ranks_meet(shards, break_it):
+    shard = next(shards.glob("heldout-*.arrow"))
+    break_it(shard)
+    with pytest.raises(DataError) as caught:
+        open_source(recipe(shards), ALONE)
+    assert str(shard) in str(caught.value)
+    assert "prepare again" in str(caught.value)
+
+
+def test_the_vocabulary_of_another_preparation_is_refused(shards):
+    vocabulary = shards / "vocab.txt"
+    lines = vocabulary.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    lines[5000], lines[5001] = lines[5001], lines[5000]
+    vocabulary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"vocab\.txt is not the vocabulary .* was prepared with"):
+        open_source(recipe(shards), ALONE)
+
+
+def test_a_folder_that_is_not_prepared_tells_how(tmp_path):
+    with pytest.raises(DataError, match="run `nezha-ds prepare INPUT --out"):
+        open_source(recipe(tmp_path / "nothing"), ALONE)
+
+
+def test_replacements_are_text():
+    vocabulary = load_vocabulary()
+    chosen = {vocabulary.tokens[index] for index in replacement_ids(vocabulary)}
+    assert {"[PAD]", "[MASK]", "[UNK]", "[CLS]", "[SEP]", "[unused1]", "[unused99]"} & chosen == set()
+    assert {"天", "##天", "the", "##ing", "[", "]", "。"} <= chosen
+    # BERT-Chinese has 5 special entries and 99 unused ones.
+    assert len(chosen) == len(vocabulary) - 104
+
+
+def test_replacements_keep_brackets_that_are_text():
+    data = "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[]", "[", "a]", "[b"]).encode()
+    assert np.array_equal(replacement_ids(parse_vocabulary(data, "a test")), [5, 6, 7, 8])
+
+
+def test_a_model_folder_gets_the_vocabulary_byte_for_byte(shards):
+    files = open_source(recipe(shards), ALONE).tokenizer_files(512)
+    assert files["vocab.txt"] == (shards / "vocab.txt").read_bytes()
+    assert json.loads(files["tokenizer_config.json"])["do_lower_case"] is True
+
+
+# ------------------------------------------------------------------------------------------------ preparing on the way
+
+
+def test_text_is_prepared_once(tmp_path):
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    wanted = recipe(tmp_path / "shards", str(tmp_path / "text.txt"))
+    prepare_if_missing(wanted)
+    manifest = tmp_path / "shards" / "manifest.json"
+    before = manifest.stat().st_mtime_ns
+    (tmp_path / "text.txt").unlink()
+    prepare_if_missing(wanted)
+    assert manifest.stat().st_mtime_ns == before
+
+
+def test_nothing_is_prepared_that_was_not_asked_for(tmp_path):
+    prepare_if_missing(recipe(tmp_path / "shards"))
+    assert not (tmp_path / "shards").exists()
