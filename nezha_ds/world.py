@@ -105,6 +105,11 @@ def variable(name: str, default: str = "") -> str:
     return os.environ.get(name, default)
 
 
+def set_default(name: str, value: str) -> None:
+    """Set a variable for the libraries of this process, where the user has not."""
+    os.environ.setdefault(name, value)
+
+
 def _local_world_size(env: Mapping[str, str], name: str | None, world_size: int) -> int:
     if name is not None and name in env:
         return _number(env, name)

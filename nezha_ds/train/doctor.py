@@ -8,7 +8,6 @@ and DeepSpeed being imported.
 import ctypes.util
 import importlib.metadata
 import importlib.util
-import os
 import re
 import shutil
 import socket
@@ -26,6 +25,7 @@ import nezha_ds
 from nezha_ds.errors import DataError, NezhaError
 from nezha_ds.files import sha256_of
 from nezha_ds.observe.exporter import ExporterSettings
+from nezha_ds.train.extensions import extensions_folder, find_locks, is_held
 from nezha_ds.world import variable
 
 if TYPE_CHECKING:
@@ -268,8 +268,8 @@ def is_free(port: int) -> bool:
 def check_extension_locks(root: Path | None = None, now: float | None = None) -> Finding:
     """Locks that a killed compilation left behind: every later run waits for them, for ever and in silence.
 
-    torch keeps the lock open while it compiles, so a lock that a process here holds is in use. One that nobody here
-    holds may belong to another machine on a shared disk; after ten minutes it does not.
+    A run of ours removes them; other programs wait. One that nobody here holds may belong to another machine on a
+    shared disk; after ten minutes it does not.
     """
     root = root or extensions_folder()
     now = time.time() if now is None else now
@@ -282,30 +282,3 @@ def check_extension_locks(root: Path | None = None, now: float | None = None) ->
         cure = f"if no other machine compiles there, rm {' '.join(map(str, idle))}"
         return Finding("extension locks", "warning", f"{len(idle)} that no process here holds", cure)
     return Finding("extension locks", "ok", f"none stale in {root}")
-
-
-def extensions_folder() -> Path:
-    """Where torch builds extensions."""
-    cache = Path(variable("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(variable("TORCH_EXTENSIONS_DIR") or cache / "torch_extensions")
-
-
-def find_locks(root: Path) -> dict[Path, os.stat_result]:
-    """The locks under an extensions folder."""
-    # root/NAME/lock with TORCH_EXTENSIONS_DIR, root/py311_cpu/NAME/lock without.
-    found = {lock: _stat(lock) for lock in sorted({*root.glob("*/lock"), *root.glob("*/*/lock")})}
-    return {lock: state for lock, state in found.items() if state is not None}
-
-
-def is_held(file: os.stat_result) -> bool:
-    """Whether a process of this machine has the file open, as far as /proc lets this user see."""
-    opened = (_stat(link) for link in Path("/proc").glob("[0-9]*/fd/*"))
-    return any(state is not None and os.path.samestat(state, file) for state in opened)
-
-
-def _stat(path: Path) -> os.stat_result | None:
-    """None when it is gone meanwhile: processes end, locks are released."""
-    try:
-        return path.stat()
-    except OSError:
-        return None

@@ -7,6 +7,7 @@ names for masters, groups, scale and overflow. All of that knowledge is in this 
 
 import logging
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from nezha_ds.optim.lamb import Lamb
 from nezha_ds.optim.schedule import SCHEDULES, Schedule
 from nezha_ds.optim.slices import Slice
 from nezha_ds.train.ds_config import DeepSpeedConfig
+from nezha_ds.train.extensions import compiling_alone
 from nezha_ds.world import World, set_rendezvous, threads_per_rank
 
 log = logging.getLogger(__name__)
@@ -59,9 +61,14 @@ def _accelerator() -> Any:
 def join_ranks(world: World) -> None:
     """Take this rank's share of the cores and meet the other ranks; LaunchError when they do not come."""
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # DeepSpeed calls functions that torch has renamed; no user can mend that.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     torch.set_num_threads(threads_per_rank(world))
     set_rendezvous(world)
     _accelerator().set_device(world.local_rank)
+    if _accelerator().device_name() == "cpu":
+        with compiling_alone():
+            _accelerator().create_op_builder("ShareMemCommBuilder").load(verbose=False)
     try:
         deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
     except (RuntimeError, ValueError, OSError) as error:

@@ -49,7 +49,7 @@ def test_a_signal_to_one_rank_saves_on_all(undisturbed, tmp_path, embedded, numb
 
 
 def test_another_world_size_and_stage_goes_on_from_it(undisturbed, tmp_path, embedded):
-    """Two ranks under ZeRO-1 with micro-batches of 4, then one under ZeRO-2 with 8: the same losses but for rounding."""
+    """Two ranks under ZeRO-1, micro-batches of 4; then one under ZeRO-2 with 8: the same losses but for rounding."""
     run = runs.make(tmp_path, embedded, "model.hidden_dropout_prob=0.0", "model.attention_probs_dropout_prob=0.0")
     run.finish(world_size=2)
     expected = run.losses()
