@@ -15,18 +15,14 @@ from nezha_ds.train.ranks import Ranks
 from nezha_ds.train.recipe import Recipe
 from nezha_ds.train.source import open_source, prepare_if_missing, replacement_ids
 from nezha_ds.world import World
+from tests.train.small_text import DOCUMENTS, TEXT, prepare_small, swap_two_entries
 
 ALONE = Ranks(World())
-TEXT = "\n\n".join(f"第{number}回。话说天下大势，分久必合，合久必分。周末七国分争，并入于秦。" for number in range(60))
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("source")
-    (folder / "text.txt").write_text(TEXT, encoding="utf-8")
-    out = folder / "shards"
-    prepare(PrepareSettings(inputs=(str(folder / "text.txt"),), out=out, heldout=0.2, workers=1), progress=False)
-    return out
+    return prepare_small(tmp_path_factory.mktemp("source"))
 
 
 @pytest.fixture
@@ -46,7 +42,7 @@ def plans(shards: Path) -> list[Path]:
 def test_it_holds_what_was_prepared_and_plans_both_splits(shards):
     source = open_source(recipe(shards), ALONE)
     assert source.has_heldout
-    assert source.manifest.total("documents") == 60
+    assert source.manifest.total("documents") == DOCUMENTS
     assert source.vocabulary == load_vocabulary()
     assert len(plans(shards)) >= 2
 
@@ -80,10 +76,7 @@ def test_shards_that_are_missing_or_cut_short_are_named_before_ranks_meet(shards
 
 
 def test_the_vocabulary_of_another_preparation_is_refused(shards):
-    vocabulary = shards / "vocab.txt"
-    lines = vocabulary.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    lines[5000], lines[5001] = lines[5001], lines[5000]
-    vocabulary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    swap_two_entries(shards / "vocab.txt")
     with pytest.raises(DataError, match=r"vocab\.txt is not the vocabulary .* was prepared with"):
         open_source(recipe(shards), ALONE)
 
