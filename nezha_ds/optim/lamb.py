@@ -16,15 +16,17 @@ nothing waits for the device.
 # pyright: reportPrivateImportUsage=false
 
 from collections.abc import Callable, Iterable
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from nezha_ds.config import Settings, build
 from nezha_ds.errors import ConfigError
 from nezha_ds.optim.slices import Slice
 
+Share = Annotated[float, Field(ge=0, lt=1)]
 AllReduce = Callable[[Tensor], None]
 """Sums a tensor over the ranks, in place."""
 
@@ -32,15 +34,16 @@ AllReduce = Callable[[Tensor], None]
 class LambSettings(Settings):
     """The `params` of an optimizer of type "Lamb" in a DeepSpeed JSON; the defaults are NEZHA's."""
 
-    lr: float = 1e-3
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-6
-    weight_decay: float = 0.01
+    lr: float = Field(default=1e-3, ge=0)
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    """Decay of the mean of gradients, and of the mean of their squares."""
+    eps: float = Field(default=1e-6, ge=0)
+    weight_decay: float = Field(default=0.01, ge=0)
     bias_correction: bool = True
     """Divide both moments by 1 - βᵗ, inside the update and so before the ratio."""
-    min_coeff: float = 0.0
+    min_coeff: float = Field(default=0.0, ge=0)
     """Lower bound of the trust ratio."""
-    max_coeff: float = 10.0
+    max_coeff: float = Field(default=10.0, gt=0)
     """Upper bound of the trust ratio."""
     adapt_undecayed: bool = True
     """Whether tensors without weight decay (biases, LayerNorms) have a trust ratio too; NVIDIA's have none."""
@@ -49,7 +52,7 @@ class LambSettings(Settings):
 def lamb_settings(params: dict[str, Any], origin: str) -> LambSettings:
     """Validate the `params` of a DeepSpeed JSON's "Lamb"; ConfigError names the file, the key and the way out."""
     settings = build(LambSettings, params, origin)
-    if not (0 <= settings.min_coeff <= settings.max_coeff):
+    if settings.min_coeff > settings.max_coeff:
         raise ConfigError(
             f"{origin}: min_coeff {settings.min_coeff} is above max_coeff {settings.max_coeff}; swap them"
         )

@@ -7,6 +7,7 @@ DeepSpeed's own types (WarmupLR, WarmupDecayLR, WarmupCosineLR, …) go to DeepS
 from typing import Any, Literal
 
 import torch
+from pydantic import Field
 
 from nezha_ds.config import Settings, build, nearest
 from nezha_ds.errors import ConfigError
@@ -15,15 +16,17 @@ from nezha_ds.errors import ConfigError
 class ScheduleSettings(Settings):
     """The `params` of a scheduler of ours."""
 
-    warmup_steps: int | None = None
+    warmup_steps: int | None = Field(default=None, ge=0)
     """Updates of linear warm-up; alternatively warmup_ratio."""
-    warmup_ratio: float | None = None
+    warmup_ratio: float | None = Field(default=None, ge=0, le=1)
     """The warm-up as a share of all steps."""
-    total_num_steps: int | None = None
+    total_num_steps: int | None = Field(default=None, ge=1)
     """Where the decay ends; by default the recipe's train.steps."""
-    degree: float = 1.0
+    degree: float = Field(default=1.0, gt=0)
     """Power of the decay: 1 is linear, 0.5 NVIDIA's for LAMB."""
-    end_factor: float = 0.0
+    decay_from_start: bool = False
+    """Count the decay from step 0, as NVIDIA does: the rate drops at the end of the warm-up. Otherwise from there."""
+    end_factor: float = Field(default=0.0, ge=0, le=1)
     """The learning rate after the last update, as a share of the peak."""
 
 
@@ -31,17 +34,18 @@ Shape = Literal["polynomial", "constant"]
 SCHEDULES: dict[str, Shape] = {"WarmupPolynomialLR": "polynomial", "WarmupConstantLR": "constant"}
 
 
-def factor(done: int, warmup: int, total: int, degree: float, end: float, shape: Shape) -> float:
+def factor(done: int, warmup: int, total: int, settings: ScheduleSettings, shape: Shape) -> float:
     """The share of the peak learning rate for the update after `done` updates.
 
-    Rises linearly to 1 at update number `warmup`, never 0; then falls to `end` after update number `total`.
+    Rises linearly to 1 at update number `warmup`, never 0; then falls to `end_factor` after update number `total`.
     """
     if done < warmup:
         return (done + 1) / warmup
     if shape == "constant":
         return 1.0
-    left = max(0.0, 1 - (done - warmup) / max(1, total - warmup))
-    return end + (1 - end) * left**degree
+    start = 0 if settings.decay_from_start else warmup
+    left = max(0.0, 1 - (done - start) / max(1, total - start))
+    return settings.end_factor + (1 - settings.end_factor) * left**settings.degree
 
 
 class Schedule:
@@ -80,8 +84,7 @@ class Schedule:
         self._apply()
 
     def _apply(self) -> None:
-        settings = self._settings
-        share = factor(self._done, self._warmup, self._total, settings.degree, settings.end_factor, self._shape)
+        share = factor(self._done, self._warmup, self._total, self._settings, self._shape)
         for group, peak in zip(self._optimizer.param_groups, self._peaks, strict=True):
             group["lr"] = peak * share
 
@@ -98,8 +101,6 @@ def schedule_settings(kind: str, params: dict[str, Any], origin: str) -> Schedul
     settings = build(ScheduleSettings, params, origin)
     if settings.warmup_steps is not None and settings.warmup_ratio is not None:
         raise ConfigError(f"{origin}: warmup_steps and warmup_ratio both say how long the warm-up is; keep one")
-    if settings.warmup_ratio is not None and not 0 <= settings.warmup_ratio <= 1:
-        raise ConfigError(f"{origin}: warmup_ratio = {settings.warmup_ratio} is not a share; use 0 to 1")
     return settings
 
 

@@ -241,7 +241,7 @@ def damage(folder: Path) -> str:
             return f"{folder.name}/{name} is missing or cut short"
         if sha256_of(path) != entry.sha256:
             return f"{folder.name}/{name} is damaged"
-    return ""
+    return "" if {STATE, WEIGHTS} <= contents.files.keys() else f"{folder.name}/{MANIFEST} names no model"
 
 
 def read_state(folder: Path) -> State:
@@ -270,7 +270,8 @@ def restore(folder: Path, engine: Engine, state: State) -> None:
 
 def _candidates(root: Path) -> Iterator[Path]:
     """Checkpoint folders, newest first."""
-    yield from sorted((path for path in root.glob("step-*") if path.is_dir()), reverse=True)
+    folders = [path for path in root.glob("step-*") if path.is_dir() and path.name[5:].isdigit()]
+    yield from sorted(folders, key=lambda path: int(path.name[5:]), reverse=True)
 
 
 def _newest_sound(root: Path) -> tuple[str | None, list[str]]:

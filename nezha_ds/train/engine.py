@@ -20,7 +20,7 @@ from deepspeed.accelerator import get_accelerator
 from torch import Tensor, nn
 
 from nezha_ds.batch import Batch
-from nezha_ds.errors import LaunchError
+from nezha_ds.errors import ConfigError, LaunchError
 from nezha_ds.optim.groups import parameter_groups
 from nezha_ds.optim.lamb import Lamb
 from nezha_ds.optim.schedule import SCHEDULES, Schedule
@@ -94,14 +94,7 @@ class Engine:
         groups = parameter_groups(model, config.weight_decay)
         if config.lamb:
             self._lamb = Lamb(groups, config.lamb)
-        with redirect_stdout(open(os.devnull, "w")):  # noqa: PTH123 - DeepSpeed prints its whole configuration
-            engine, *_ = deepspeed.initialize(
-                model=model,
-                optimizer=self._lamb,
-                model_parameters=None if self._lamb else cast(Any, groups),
-                config=config.resolved,
-            )
-        self._engine: Any = engine
+        self._engine: Any = _initialize(model, self._lamb, groups, config)
         self.slices = list(find_slices(self._engine))
         if self._lamb:
             self._lamb.bind(self.slices, self._tensors(), _sum_over_ranks if self.partitioned else None)
@@ -243,6 +236,21 @@ class Engine:
             is_torch = type(self._basic()).__module__.startswith("torch.")
             for owner in self._owners():
                 self._basic().state[owner]["step"] = torch.tensor(float(updates)) if is_torch else updates
+
+
+def _initialize(model: nn.Module, lamb: Lamb | None, groups: list[dict[str, Any]], config: DeepSpeedConfig) -> Any:
+    """DeepSpeed's engine; ConfigError for what only DeepSpeed itself can find wrong in the JSON."""
+    try:
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):  # noqa: PTH123 - it prints its configuration
+            return deepspeed.initialize(
+                model=model,
+                optimizer=lamb,
+                model_parameters=None if lamb else cast(Any, groups),
+                config=config.resolved,
+            )[0]
+    except (ValueError, TypeError, AssertionError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{config.source}: DeepSpeed refuses it ({reason}); mend that key") from error
 
 
 def find_slices(engine: Any) -> Iterator[Slice]:

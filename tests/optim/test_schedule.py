@@ -12,19 +12,21 @@ from nezha_ds.optim.schedule import Schedule, ScheduleSettings, factor, schedule
 @given(st.integers(1, 500), st.integers(0, 200), st.sampled_from([0.5, 1.0, 2.0]), st.floats(0, 1))
 def test_it_rises_to_the_peak_and_falls_to_the_end(total, warmup, degree, end):
     warmup = min(warmup, total)
-    curve = [factor(done, warmup, total, degree, end, "polynomial") for done in range(total)]
+    settings = ScheduleSettings(degree=degree, end_factor=end)
+    curve = [factor(done, warmup, total, settings, "polynomial") for done in range(total)]
     assert all(0 < share <= 1 for share in curve) or end == 0 == warmup - total
     assert curve[:warmup] == sorted(curve[:warmup])
     assert curve[warmup:] == sorted(curve[warmup:], reverse=True)
-    assert factor(total, warmup, total, degree, end, "polynomial") == pytest.approx(end if warmup < total else 1.0)
+    assert factor(total, warmup, total, settings, "polynomial") == pytest.approx(end if warmup < total else 1.0)
 
 
 def test_nvidias_numbers():
-    """Phase 1 of BERT-large with LAMB: 7,038 steps, 28.43% warm-up, degree 0.5."""
+    """Phase 1 of BERT-large with LAMB: 7,038 steps, 28.43% warm-up, (1 - step/steps)^0.5 after it."""
+    settings = ScheduleSettings(degree=0.5, decay_from_start=True)
     warmup = round(0.2843 * 7038)
-    assert factor(warmup - 1, warmup, 7038, 0.5, 0.0, "polynomial") == 1.0
-    halfway = warmup + (7038 - warmup) // 2
-    assert factor(halfway, warmup, 7038, 0.5, 0.0, "polynomial") == pytest.approx(0.5**0.5, abs=1e-3)
+    assert factor(warmup - 1, warmup, 7038, settings, "polynomial") == 1.0
+    for step in (warmup, 4000, 7037):
+        assert factor(step, warmup, 7038, settings, "polynomial") == pytest.approx((1 - step / 7038) ** 0.5)
 
 
 def test_a_resumed_schedule_goes_on():
@@ -47,7 +49,8 @@ def test_a_resumed_schedule_goes_on():
     ("params", "reason"),
     [
         ({"warmup_steps": 3, "warmup_ratio": 0.1}, "keep one"),
-        ({"warmup_ratio": 1.5}, "use 0 to 1"),
+        ({"warmup_ratio": 1.5}, "less than or equal to 1"),
+        ({"warmup_steps": -1}, "greater than or equal to 0"),
         ({"warmup": 3}, "did you mean"),
     ],
 )

@@ -340,7 +340,6 @@ def test_a_checkpoint_of_another_model(tmp_path, shards):
 # --------------------------------------------------------------------------------------------- known, and to be mended
 
 
-@pytest.mark.xfail(strict=True, reason="told only after ranks have met, the engine is built and the run has begun")
 def test_pairs_that_no_format_cuts_are_refused_before_ranks_meet(tmp_path, shards):
     run = runs.make(tmp_path, shards)
     recipe = load(Recipe, run.recipe, ["objective.nsp=1.0"])
@@ -350,7 +349,6 @@ def test_pairs_that_no_format_cuts_are_refused_before_ranks_meet(tmp_path, shard
 
 @pytest.mark.ranks
 @pytest.mark.usefixtures("warm")
-@pytest.mark.xfail(strict=True, reason="DeepSpeed's own check of a section ends in its traceback and exit code 1")
 def test_a_misspelt_key_in_a_section_of_deepspeeds(tmp_path, shards):
     run = runs.make(tmp_path, shards, zero_optimization={"stage": 1, "reduce_buckets_size": 1000})
     done = run.attempt()

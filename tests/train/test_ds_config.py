@@ -64,7 +64,10 @@ REFUSED = [
         {"scheduler": {"type": "WarmupConstantLR", "params": {"warmup_steps": 3, "warmup_ratio": 0.1}}},
         "warmup_steps and warmup_ratio both say how long the warm-up is; keep one",
     ),
-    ({"scheduler": {"type": "WarmupConstantLR", "params": {"warmup_ratio": 10}}}, "warmup_ratio = 10.0 is not a share"),
+    (
+        {"scheduler": {"type": "WarmupConstantLR", "params": {"warmup_ratio": 10}}},
+        "warmup_ratio = 10: input should be less than or equal to 1",
+    ),
     # clipping
     ({"gradient_clipping": REMOVED}, "gradient_clipping is missing, and DeepSpeed would clip at 1.0 without a word"),
     ({"gradient_clipping": "auto"}, "gradient_clipping = 'auto' is not a norm; write 1.0"),

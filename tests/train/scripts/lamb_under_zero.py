@@ -1,4 +1,4 @@
-"""Ten LAMB steps of a small NEZHA under ZeRO 0, 1 and 2, and in plain PyTorch on the whole batch. Writes the differences.
+"""Ten LAMB steps of a small NEZHA under ZeRO 0, 1 and 2, and in plain PyTorch on the whole batch; the differences.
 
 Arguments: a folder for the results.
 """
