@@ -57,7 +57,7 @@ def main() -> int:
         with stage("look", seconds):
             for query in QUERIES:
                 run("nezha-ds", "fill-mask", str(MODEL), query)
-            conclude(seconds)
+        conclude(seconds)
     except subprocess.CalledProcessError as error:
         console.print(f"[red]{' '.join(error.cmd)} ended with exit code {error.returncode}", markup=True)
         return error.returncode
@@ -85,14 +85,16 @@ def run(program: str, *arguments: str) -> None:
 def conclude(seconds: dict[str, float]) -> None:
     """What was learned, beside the baseline that knows how often each token occurs and nothing else."""
     events = history(read_metrics(RUN / METRICS_FILE))
-    heldout = next(event for event in reversed(events) if isinstance(event, Evaluation))
+    evaluations = [event for event in events if isinstance(event, Evaluation)]
+    heldout = evaluations[-1]
     baseline = statistics(SHARDS).unigram_entropy
     result = {
         "heldout_mlm_loss": heldout.losses["mlm"],
         "unigram_entropy": baseline,
         "mlm_accuracy": heldout.mlm_accuracy,
         "tokens_per_second": summarise(events).tokens_per_second,
-        "seconds": seconds,
+        # Evaluations are a part of the training stage.
+        "seconds": {**seconds, "evaluate": round(sum(event.seconds for event in evaluations), 1)},
         "export": str(MODEL),
     }
     RESULT.write_text(json.dumps(result, indent=2) + "\n")
