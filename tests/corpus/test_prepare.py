@@ -125,9 +125,12 @@ def test_a_shard_is_closed_at_its_size(tmp_path: Path, text: Path, monkeypatch: 
 
 SCRIPT = f"""
 import sys
+import signal
 from pathlib import Path
 from nezha_ds.corpus import prepare as module
 if __name__ == "__main__":
+    # Whoever runs the tests in the background has them ignore Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     module._SMALLEST_TASK = {TASK_BYTES}
     module.prepare(module.PrepareSettings(inputs=(sys.argv[1],), out=Path(sys.argv[2]), workers=2), progress=False)
 """
