@@ -110,6 +110,11 @@ def set_default(name: str, value: str) -> None:
     os.environ.setdefault(name, value)
 
 
+def search_programs_in(folder: str) -> None:
+    """Look for programs in a folder too, after all others."""
+    os.environ["PATH"] = os.pathsep.join(filter(None, [os.environ.get("PATH", ""), folder]))
+
+
 def _local_world_size(env: Mapping[str, str], name: str | None, world_size: int) -> int:
     if name is not None and name in env:
         return _number(env, name)

@@ -2,6 +2,7 @@ import hashlib
 import multiprocessing
 import os
 import resource
+import secrets
 import signal
 from pathlib import Path
 
@@ -49,7 +50,8 @@ def test_a_full_disk_leaves_the_old_file_and_no_rubbish(tmp_path):
 def test_dev_full_says_what_a_full_disk_says(tmp_path, monkeypatch):
     """The real ENOSPC: the temporary file is a link to a device that is always full."""
     path = tmp_path / "file"
-    temporary = tmp_path / f".file.{os.getpid()}.tmp"
+    monkeypatch.setattr(secrets, "token_hex", lambda _: "0")
+    temporary = tmp_path / ".file.0.tmp"
     temporary.symlink_to("/dev/full")
     with pytest.raises(LaunchError, match="No space left on device"):
         write_atomically(path, b"data")

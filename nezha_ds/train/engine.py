@@ -7,10 +7,13 @@ names for masters, groups, scale and overflow. All of that knowledge is in this 
 
 import logging
 import os
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import deepspeed
@@ -27,7 +30,7 @@ from nezha_ds.optim.schedule import SCHEDULES, Schedule
 from nezha_ds.optim.slices import Slice
 from nezha_ds.train.ds_config import DeepSpeedConfig
 from nezha_ds.train.extensions import compiling_alone
-from nezha_ds.world import World, set_rendezvous, threads_per_rank
+from nezha_ds.world import World, search_programs_in, set_rendezvous, threads_per_rank
 
 log = logging.getLogger(__name__)
 
@@ -67,8 +70,7 @@ def join_ranks(world: World) -> None:
     set_rendezvous(world)
     _accelerator().set_device(world.local_rank)
     if _accelerator().device_name() == "cpu":
-        with compiling_alone():
-            _accelerator().create_op_builder("ShareMemCommBuilder").load(verbose=False)
+        _compile_communication()
     try:
         deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
     except (RuntimeError, ValueError, OSError) as error:
@@ -76,6 +78,21 @@ def join_ranks(world: World) -> None:
             f"rank {world.rank} of {world.world_size} could not meet the others ({error}); "
             "check MASTER_ADDR and that MASTER_PORT is free"
         ) from None
+
+
+def _compile_communication() -> None:
+    """What DeepSpeed would do at its first collective, but one rank after the other; LaunchError without a compiler."""
+    # pip puts ninja beside this Python, where nobody looks unless the environment is activated.
+    search_programs_in(str(Path(sys.executable).parent))
+    try:
+        with compiling_alone():
+            _accelerator().create_op_builder("ShareMemCommBuilder").load(verbose=False)
+    except (RuntimeError, ImportError, subprocess.CalledProcessError) as error:
+        reason = str(error).partition(":")[0]
+        raise LaunchError(
+            f"DeepSpeed's communication on CPUs cannot be compiled ({reason}); install g++ and ninja, "
+            "`nezha-ds doctor` tells what is missing"
+        ) from error
 
 
 def leave_ranks() -> None:
