@@ -19,7 +19,17 @@ from rich.table import Table
 from rich.text import Text
 
 from nezha_ds.errors import DataError
-from nezha_ds.shards import VOCABULARY, Columns, Manifest, ShardEntry, Split, open_shard, read_manifest, unpack_words
+from nezha_ds.shards import (
+    MANIFEST,
+    VOCABULARY,
+    Columns,
+    Manifest,
+    ShardEntry,
+    Split,
+    open_shard,
+    read_manifest,
+    unpack_words,
+)
 from nezha_ds.text.vocab import CONTINUATION, Vocabulary, load_vocabulary
 
 Counts = NDArray[np.int64]
@@ -125,7 +135,10 @@ def folder_vocabulary(folder: Path, manifest: Manifest) -> Vocabulary:
     """The vocabulary that lies in a prepared folder; DataError when it is not the one that its ids were made with."""
     vocabulary = load_vocabulary(folder / VOCABULARY)
     if vocabulary.sha256 != manifest.tokenizer.vocabulary_sha256:
-        raise DataError(f"{folder / VOCABULARY} is not the vocabulary of this folder's manifest; prepare again")
+        raise DataError(
+            f"{folder / VOCABULARY} is not the vocabulary that {folder / MANIFEST} was prepared with; "
+            "two preparations mixed? Prepare again"
+        )
     return vocabulary
 
 

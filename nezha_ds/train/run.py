@@ -34,7 +34,7 @@ from nezha_ds.train.loop import Job, fit
 from nezha_ds.train.preempt import EXIT_STOPPED, StopFlag
 from nezha_ds.train.ranks import Ranks
 from nezha_ds.train.recipe import Recipe
-from nezha_ds.train.source import Source, open_source, prepare_if_missing
+from nezha_ds.train.source import Source, check_source, open_source, prepare_if_missing
 from nezha_ds.world import World, variable
 
 log = logging.getLogger(__name__)
@@ -46,6 +46,7 @@ def pretrain(recipe: Recipe, ds_config: DeepSpeedConfig, world: World) -> int:
     _check(recipe, ds_config)
     if world.is_main:
         prepare_if_missing(recipe)
+        check_source(recipe)
     join_ranks(world)
     try:
         return _train(recipe, ds_config, Ranks(world), stop)

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nezha_ds.corpus.inspect import folder_vocabulary
 from nezha_ds.corpus.prepare import PrepareSettings, prepare
 from nezha_ds.data.collate import SpecialIds
 from nezha_ds.data.loader import Loader, build_evaluation, build_loader
 from nezha_ds.data.plan import load_plan
-from nezha_ds.errors import DataError
-from nezha_ds.shards import MANIFEST, VOCABULARY, Manifest, Split, check_sizes, read_manifest
+from nezha_ds.shards import MANIFEST, Manifest, Split, check_sizes, read_manifest
 from nezha_ds.text.tokenizer import tokenizer_files
-from nezha_ds.text.vocab import Vocabulary, load_vocabulary
+from nezha_ds.text.vocab import Vocabulary
 from nezha_ds.train.engine import Engine
 from nezha_ds.train.ranks import Ranks
 from nezha_ds.train.recipe import Recipe
@@ -54,8 +54,7 @@ class Source:
 
     def tokenizer_files(self, max_length: int) -> dict[str, bytes]:
         """What a model folder needs besides the model, by file name."""
-        standard = tokenizer_files(self.vocabulary, self.manifest.tokenizer.lowercase, max_length)
-        return {VOCABULARY: self.vocabulary.data} | standard
+        return tokenizer_files(self.vocabulary, self.manifest.tokenizer.lowercase, max_length)
 
     def _common(self, engine: Engine) -> dict[str, Any]:
         v = self.vocabulary
@@ -75,23 +74,23 @@ def replacement_ids(vocabulary: Vocabulary) -> NDArray[np.int64]:
     return np.flatnonzero(is_text)
 
 
-def open_source(recipe: Recipe, ranks: Ranks) -> Source:
-    """Check the shards and make the plans, one rank of a node before the others."""
+def check_source(recipe: Recipe) -> Source:
+    """The prepared text as the recipe names it; DataError when it is not there, not whole, or mixed up."""
     folder = Path(recipe.data.shards)
     manifest = read_manifest(folder)
     check_sizes(folder, manifest.shards)
-    vocabulary = load_vocabulary(folder / VOCABULARY)
-    if vocabulary.sha256 != manifest.tokenizer.vocabulary_sha256:
-        raise DataError(
-            f"{folder / VOCABULARY} is not the vocabulary that {folder / MANIFEST} was prepared with; "
-            "two preparations mixed? Prepare again"
-        )
+    return Source(recipe, manifest, folder_vocabulary(folder, manifest))
+
+
+def open_source(recipe: Recipe, ranks: Ranks) -> Source:
+    """The checked source with its plans made, by one rank of a node before the others; collective."""
+    source = check_source(recipe)
     if ranks.world.is_node_main:
-        splits: tuple[Split, ...] = ("train", "heldout") if manifest.of("heldout") else ("train",)
+        splits: tuple[Split, ...] = ("train", "heldout") if source.has_heldout else ("train",)
         for split in splits:
-            load_plan(folder, manifest, split, recipe.data, _log_progress)
+            load_plan(Path(recipe.data.shards), source.manifest, split, recipe.data, _log_progress)
     ranks.wait()
-    return Source(recipe, manifest, vocabulary)
+    return source
 
 
 def _log_progress(done: int, total: int) -> None:
