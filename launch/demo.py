@@ -29,11 +29,11 @@ DEMO = Path("build/demo")
 SHARDS, RUN, MODEL, RESULT = (DEMO / name for name in ("shards", "run", "model", "result.json"))
 
 QUERIES = (
+    "孔明[MASK]：“主公勿忧。”",
+    "国务院有关[MASK][MASK]按照职责分工负责。",
+    "县级以上地方人民[MASK][MASK]应当加强领导。",
+    "本法自公布之日起[MASK][MASK]。",
     "话说天下大势，分久必[MASK]，合久必分。",
-    "玄德曰：“[MASK]长何在？”",
-    "中华人民共和国[MASK]民有言论、出版、集会、结社的自由。",
-    "违反本法规定的，依法追究刑事[MASK][MASK]。",
-    "本法自公布之日起[MASK]行。",
 )
 
 console = Console(soft_wrap=True)
