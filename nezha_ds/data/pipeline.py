@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nezha_ds.batch import IGNORE, Batch
-from nezha_ds.data.collate import SpecialIds, gather
-from nezha_ds.data.dataset import Dataset
+from nezha_ds.data.collate import Flags, Rows, SpecialIds, gather
+from nezha_ds.data.dataset import Dataset, Seconds
 from nezha_ds.data.masking import LONGEST_WORD, Masked, mask
 from nezha_ds.data.randomness import sample_keys
 from nezha_ds.data.settings import MaskingSettings
@@ -56,7 +56,8 @@ class Pipeline:
 
     def make(self, samples: NDArray[np.int64], epochs: NDArray[np.int64]) -> tuple[Batch, Statistics]:
         """One batch of the samples (B,) of the plan, as each is masked in its epoch. DataError for a damaged shard."""
-        rows = gather(self.dataset.columns, self.dataset.slices(samples), self.length, self.special)
+        slices = self.dataset.slices(samples)
+        rows = gather(self.dataset.columns, slices, self.length, self.special)
         keys = sample_keys(self.seed, epochs, samples)
         places = self.masking.predictions(self.length)
         masked = mask(rows, keys, self.masking, places, self.special.mask, self.random_ids)
@@ -65,22 +66,32 @@ class Pipeline:
             masked=int(np.count_nonzero(masked.labels != IGNORE)),
             word_lengths=tuple(masked.word_lengths.tolist()),
         )
-        return _to_batch(masked, rows.lengths, samples), statistics
+        return _to_batch(rows, masked, slices.seconds, samples), statistics
 
     def block(self, micro_batch: int) -> int:
         """How many micro-batches to make at once."""
         return max(1, BLOCK // (micro_batch * self.length))
 
 
-def _to_batch(masked: Masked, lengths: NDArray[np.int64], samples: NDArray[np.int64]) -> Batch:
+def _to_batch(rows: Rows, masked: Masked, seconds: Seconds | None, samples: NDArray[np.int64]) -> Batch:
     return Batch(
         input_ids=_tensor(masked.ids),
-        token_type_ids=torch.zeros(masked.ids.shape, dtype=torch.int64),
-        lengths=_tensor(lengths),
+        token_type_ids=_tensor(_token_types(rows)),
+        lengths=_tensor(rows.lengths),
         mlm_positions=_tensor(masked.positions),
         mlm_labels=_tensor(masked.labels),
         sample_ids=_tensor(samples),
+        next_sentence_labels=None if seconds is None else _tensor(seconds.labels),
     )
+
+
+def _token_types(rows: Rows) -> NDArray[np.int64]:
+    """(B, L): 1 from the second segment to its [SEP]."""
+    if rows.seconds is None:
+        return np.zeros(rows.ids.shape, np.int64)
+    column = np.arange(rows.ids.shape[1], dtype=np.int64)
+    second: Flags = (column >= rows.seconds[:, None]) & (column < rows.lengths[:, None])
+    return second.astype(np.int64)
 
 
 def _tensor(array: NDArray[np.int64]) -> Tensor:

@@ -18,8 +18,11 @@ class DataSettings(Settings):
     """Folder that `nezha-ds prepare` wrote: shards, manifest.json and vocab.txt."""
     length: int = 128
     """Tokens in a sample, [CLS] and [SEP] included: 16 to 4096. 128 for most of training, 512 to finish."""
-    format: Literal["full-sentences"] = "full-sentences"
-    """What a sample is made of: whole sentences in a row, across documents with a [SEP] between (RoBERTa's name)."""
+    format: Literal["full-sentences", "doc-sentences", "segment-pair", "sentence-pair"] = "full-sentences"
+    """What a sample is made of, by RoBERTa's names: whole sentences in a row, across documents with a [SEP] between or
+    within one document; or a pair for next-sentence prediction, of runs of sentences (as BERT's) or of single ones."""
+    short_rate: float = 0.0
+    """Share of samples that aim at a random shorter length, from 2 tokens on, 0 to 1; BERT took 0.1."""
     verify: Verify = "hashes"
     """What is checked before a shard is first read: its hash (2 GB/s), its size only, or nothing."""
     prefetch: int = 4
@@ -39,12 +42,24 @@ class DataSettings(Settings):
             raise ValueError(f"{length} is not between {SHORTEST} and {LONGEST} tokens; take 128 or 512")
         return length
 
+    @field_validator("short_rate")
+    @classmethod
+    def _short_rate_is_a_share(cls, rate: float) -> float:
+        if not 0 <= rate <= 1:
+            raise ValueError(f"{rate} is not a share from 0 to 1; BERT took 0.1, and 0 cuts no sample short")
+        return rate
+
     @field_validator("prefetch")
     @classmethod
     def _prefetch_is_positive(cls, prefetch: int) -> int:
         if prefetch < 1:
             raise ValueError(f"{prefetch} micro-batches ahead is not possible; take 1 or more")
         return prefetch
+
+    @property
+    def pairs(self) -> bool:
+        """Whether samples are pairs of segments, and so have labels for next-sentence prediction."""
+        return self.format in ("segment-pair", "sentence-pair")
 
 
 class MaskingSettings(Settings):

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from nezha_ds.batch import IGNORE
 from nezha_ds.data.collate import Rows, gather
 from nezha_ds.data.dataset import Slices
+from nezha_ds.data.formats import full_sentences
 from nezha_ds.data.masking import LONGEST_WORD, mask
-from nezha_ds.data.plan import full_sentences
 from nezha_ds.data.randomness import Purpose, draws, sample_keys
 from nezha_ds.data.settings import MaskingSettings
 from tests.data.folders import RANDOM_IDS, SPECIAL, documents, random_columns, to_columns

@@ -3,6 +3,7 @@
 import pytest
 
 from nezha_ds.config import build
+from nezha_ds.data.formats import FORMATS, PAIR
 from nezha_ds.data.settings import DataSettings, MaskingSettings
 from nezha_ds.errors import ConfigError
 
@@ -14,6 +15,7 @@ from nezha_ds.errors import ConfigError
         (DataSettings, {"shards": "x", "length": 5000}, "take 128 or 512"),
         (DataSettings, {"shards": ""}, "the folder has no name"),
         (DataSettings, {"shards": "x", "prefetch": 0}, "prefetch: 0 micro-batches"),
+        (DataSettings, {"shards": "x", "short_rate": 1.5}, "short_rate: 1.5 is not a share from 0 to 1; BERT took 0.1"),
         (DataSettings, {"shards": "x", "lenght": 128}, "did you mean 'length'"),
         (MaskingSettings, {"rate": 15.0}, "rate: 15.0 is not a share"),
         (MaskingSettings, {"mask_share": 0.95}, "mask_share 0.95 and random_share 0.1"),
@@ -24,6 +26,11 @@ from nezha_ds.errors import ConfigError
 def test_one_line_with_value_and_way_out(kind, tree, message):
     with pytest.raises(ConfigError, match=message):
         build(kind, tree, "recipe.toml")
+
+
+def test_formats_know_whether_they_are_pairs():
+    for name, format in FORMATS.items():
+        assert DataSettings(shards="x", format=name).pairs == (format.record == PAIR)
 
 
 def test_predictions_follow_rate_and_length():
