@@ -58,7 +58,7 @@ class Pipeline:
         """One batch of the samples (B,) of the plan, as each is masked in its epoch. DataError for a damaged shard."""
         slices = self.dataset.slices(samples)
         rows = gather(self.dataset.columns, slices, self.length, self.special)
-        keys = sample_keys(self.seed, epochs, samples)
+        keys = sample_keys(self.seed, self.masking.masks_of(epochs), samples)
         places = self.masking.predictions(self.length)
         masked = mask(rows, keys, self.masking, places, self.special.mask, self.random_ids)
         statistics = Statistics(
@@ -82,6 +82,7 @@ def _to_batch(rows: Rows, masked: Masked, seconds: Seconds | None, samples: NDAr
         mlm_labels=_tensor(masked.labels),
         sample_ids=_tensor(samples),
         next_sentence_labels=None if seconds is None else _tensor(seconds.labels),
+        span_boundaries=None if masked.boundaries is None else _tensor(masked.boundaries),
     )
 
 

@@ -20,6 +20,10 @@ from nezha_ds.errors import ConfigError
         (MaskingSettings, {"rate": 15.0}, "rate: 15.0 is not a share"),
         (MaskingSettings, {"mask_share": 0.95}, "mask_share 0.95 and random_share 0.1"),
         (MaskingSettings, {"random_share": -0.1}, "random_share -0.1"),
+        (MaskingSettings, {"ngram_weights": []}, r"ngram_weights: \[\] are not 1 to 10 weights"),
+        (MaskingSettings, {"ngram_weights": [0.0, 0.0]}, "with one above 0; MacBERT takes"),
+        (MaskingSettings, {"ngram_weights": [1.0, -1.0]}, "weights from 0 on"),
+        (MaskingSettings, {"static_copies": 0}, "static_copies: 0 copies are none"),
         (MaskingSettings, {"max_predictions": 0}, "max_predictions: 0 leaves nothing"),
     ],
 )
@@ -29,8 +33,8 @@ def test_one_line_with_value_and_way_out(kind, tree, message):
 
 
 def test_formats_know_whether_they_are_pairs():
-    for name, format in FORMATS.items():
-        assert DataSettings(shards="x", format=name).pairs == (format.record == PAIR)
+    for name, kind in FORMATS.items():
+        assert DataSettings(shards="x", format=name).pairs == (kind.record == PAIR)
 
 
 def test_predictions_follow_rate_and_length():
