@@ -49,7 +49,7 @@ class Masked:
     labels: NDArray[np.int64]
     """(B, P): the original ids, then IGNORE."""
     word_lengths: NDArray[np.int64]
-    """(LONGEST_WORD + 1,): how many words (of `character`: tokens) of each length were chosen in all rows."""
+    """(B, LONGEST_WORD + 1): how many words (of `character`: tokens) of each length were chosen."""
     boundaries: NDArray[np.int64] | None = None
     """(B, P, 2): for spans, the positions beside each prediction's run of chosen tokens, left and right; else 0."""
 
@@ -81,9 +81,9 @@ def mask(
     drawn = position if begins is None else position - places + _latest(begins)[places]
     ids.reshape(-1)[places] = _replace(originals, keys[row], position, drawn, settings, mask_id, random_ids)
     if grouped:
-        size = _sizes(rows.words, rows.text)[places]
-    lengths = np.bincount(np.minimum(size[size > 0], LONGEST_WORD), minlength=LONGEST_WORD + 1)
-    return Masked(ids, positions, labels, lengths, boundaries)
+        first = places[rows.words.reshape(-1)[places]]
+        size = _sizes(rows.words, rows.text)[first]
+    return Masked(ids, positions, labels, _word_lengths(first // rows.ids.shape[1], size, len(keys)), boundaries)
 
 
 # ------------------------------------------------------------------------------------------------------------ the units
@@ -228,6 +228,12 @@ def _boundaries(places: NDArray[np.int64]) -> NDArray[np.int64]:
     ends = np.flatnonzero(np.diff(places, append=-2) != 1) + 1
     runs = np.stack([places[begins] - 1, places[ends - 1] + 1], axis=1)
     return np.repeat(runs, ends - begins, axis=0)
+
+
+def _word_lengths(row: NDArray[np.int64], size: Sizes, count: int) -> NDArray[np.int64]:
+    """(count, LONGEST_WORD + 1): how many words of each size there are in each row."""
+    bins = LONGEST_WORD + 1
+    return np.bincount(row * bins + np.minimum(size, LONGEST_WORD), minlength=count * bins).reshape(count, bins)
 
 
 def _replace(

@@ -44,6 +44,23 @@ class Statistics:
 
 
 @dataclass(frozen=True)
+class Counts:
+    """What was made, for each of B samples."""
+
+    tokens: NDArray[np.int64]
+    """(B,): text tokens."""
+    masked: NDArray[np.int64]
+    """(B,): tokens to predict."""
+    word_lengths: NDArray[np.int64]
+    """(B, LONGEST_WORD + 1): masked words by length."""
+
+    def sum(self, start: int, end: int) -> Statistics:
+        """Of the samples start .. end - 1."""
+        lengths: list[int] = self.word_lengths[start:end].sum(axis=0).tolist()
+        return Statistics(int(self.tokens[start:end].sum()), int(self.masked[start:end].sum()), tuple(lengths))
+
+
+@dataclass(frozen=True)
 class Pipeline:
     """All that a masked sample depends on, besides its number in the plan and its epoch."""
 
@@ -54,19 +71,19 @@ class Pipeline:
     special: SpecialIds
     random_ids: NDArray[np.int64]
 
-    def make(self, samples: NDArray[np.int64], epochs: NDArray[np.int64]) -> tuple[Batch, Statistics]:
+    def make(self, samples: NDArray[np.int64], epochs: NDArray[np.int64]) -> tuple[Batch, Counts]:
         """One batch of the samples (B,) of the plan, as each is masked in its epoch. DataError for a damaged shard."""
         slices = self.dataset.slices(samples)
         rows = gather(self.dataset.columns, slices, self.length, self.special)
         keys = sample_keys(self.seed, self.masking.masks_of(epochs), samples)
         places = self.masking.predictions(self.length)
         masked = mask(rows, keys, self.masking, places, self.special.mask, self.random_ids)
-        statistics = Statistics(
-            tokens=int(np.count_nonzero(rows.text)),
-            masked=int(np.count_nonzero(masked.labels != IGNORE)),
-            word_lengths=tuple(masked.word_lengths.tolist()),
+        counts = Counts(
+            tokens=np.count_nonzero(rows.text, axis=1),
+            masked=np.count_nonzero(masked.labels != IGNORE, axis=1),
+            word_lengths=masked.word_lengths,
         )
-        return _to_batch(rows, masked, slices.seconds, samples), statistics
+        return _to_batch(rows, masked, slices.seconds, samples), counts
 
     def block(self, micro_batch: int) -> int:
         """How many micro-batches to make at once."""

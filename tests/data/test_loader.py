@@ -143,13 +143,17 @@ def test_shapes_types_and_seeds(folder):
     assert batch.sample_ids.tolist() != other.sample_ids.tolist()
 
 
-def test_statistics_are_those_of_the_batches(folder, pipeline):
-    with loader(folder, micro_batch=24) as batches:
-        made = join([next(batches) for _ in range(2 * pipeline.block(24))])
-        statistics = batches.statistics
-    assert statistics.masked == int((made["mlm_labels"] != IGNORE).sum())
-    assert statistics.tokens == int((restored(made) >= 200).sum())
-    assert sum(length * times for length, times in enumerate(statistics.word_lengths)) == statistics.masked
+@pytest.mark.parametrize("method", ["whole-word", "span"])
+def test_statistics_are_those_of_the_batches_handed_out(folder, method):
+    tokens = masked = 0
+    with loader(folder, micro_batch=4, masking=MaskingSettings(method=method)) as batches:
+        for _ in range(300):
+            made = join([next(batches)])
+            masked += int((made["mlm_labels"] != IGNORE).sum())
+            tokens += int((restored(made) >= 200).sum())
+            statistics = batches.statistics
+            assert (statistics.tokens, statistics.masked) == (tokens, masked)
+            assert sum(length * times for length, times in enumerate(statistics.word_lengths)) == masked
     assert abs(statistics.mask_rate - 0.15) < 0.005
 
 
