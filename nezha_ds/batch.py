@@ -30,9 +30,9 @@ class Batch:
     sample_ids: Tensor
     """(B,): the plan's number of each sample, for audits and replays."""
     next_sentence_labels: Tensor | None = None
-    """(B,): 0 the real next segment, 1 a random one."""
+    """(B,): 0 the real next segment, 1 a random one; IGNORE for a sample without text."""
     span_boundaries: Tensor | None = None
-    """(B, P, 2): the tokens beside the span that a prediction lies in, left and right."""
+    """(B, P, 2): the positions beside the span that a prediction lies in, left and right; 0 without a prediction."""
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on a device; copies do not wait for each other where the memory is pinned."""

@@ -1,7 +1,7 @@
 """Slices of shards become rows of equal length, ready to be masked.
 
 B samples, L length. Slices are copied end to end, then poured through the flags of the places that hold text, so that
-[CLS], the [SEP] between documents and the padding cost nothing per token.
+[CLS], the [SEP] between documents or segments and the padding cost nothing per token.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from nezha_ds.data.dataset import Slices
+from nezha_ds.data.dataset import Seconds, Slices
 from nezha_ds.shards import Columns
 
 Flags = NDArray[np.bool_]
@@ -32,20 +32,27 @@ class Rows:
     """B samples of length L, not masked."""
 
     ids: NDArray[np.int32]
-    """(B, L): [CLS] text [SEP], with a [SEP] between documents, then [PAD]."""
+    """(B, L): [CLS] text [SEP], with a [SEP] between documents or the segments of a pair, then [PAD]."""
     text: Flags
     """(B, L): what is text, and so may be predicted."""
     words: Flags
-    """(B, L): where a word begins; also at a sample's first token, where a cut word goes on."""
+    """(B, L): where a word begins; also at a segment's first token, where a cut word may go on."""
     lengths: NDArray[np.int64]
     """(B,): tokens before the padding."""
+    seconds: NDArray[np.int64] | None = None
+    """(B,): the column at which the second segment of a pair begins, after its [SEP]."""
 
 
 def gather(columns: Callable[[int], Columns], slices: Slices, length: int, special: SpecialIds) -> Rows:
-    """The rows of B slices, each at most length - 2 tokens with the separators that it needs."""
+    """The rows of B slices, each at most length - 2 tokens with the separators that it needs, or of B pairs."""
     shards = {shard: columns(shard) for shard in np.unique(slices.shards).tolist()}
-    rows, places = _separators(shards, slices)
-    sizes = slices.ends - slices.starts
+    if slices.seconds is None:
+        rows, places, seconds = *_separators(shards, slices), None
+        sizes = slices.ends - slices.starts
+    else:
+        rows, places = np.arange(len(slices.starts)), slices.ends - slices.starts + 1
+        sizes, seconds = places - 1 + slices.seconds.ends - slices.seconds.starts, places + 1
+        slices = _alternating(slices, slices.seconds)
     lengths = sizes + np.bincount(rows, minlength=len(sizes)) + 2
 
     column = np.arange(length, dtype=np.int16)
@@ -59,9 +66,20 @@ def gather(columns: Callable[[int], Columns], slices: Slices, length: int, speci
     ids[np.arange(len(sizes)), lengths - 1] = special.sep
 
     words = np.zeros(text.shape, np.bool_)
-    words[text] = _word_starts(shards, slices, sizes)
+    words[text] = _word_starts(shards, slices)
     words[:, 1] = text[:, 1]
-    return Rows(ids, text, words, lengths)
+    if seconds is not None:
+        words[rows, seconds] = text[rows, seconds]
+    return Rows(ids, text, words, lengths, seconds)
+
+
+def _alternating(slices: Slices, seconds: Seconds) -> Slices:
+    """2 B slices: each first segment and then its second."""
+    return Slices(
+        np.repeat(slices.shards, 2),
+        np.stack([slices.starts, seconds.starts], axis=1).reshape(-1),
+        np.stack([slices.ends, seconds.ends], axis=1).reshape(-1),
+    )
 
 
 def _separators(shards: dict[int, Columns], slices: Slices) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -87,8 +105,9 @@ def _tokens(shards: dict[int, Columns], slices: Slices) -> NDArray[np.uint16 | n
     return np.concatenate([tokens[shard][start:end] for shard, start, end in _each(slices)])
 
 
-def _word_starts(shards: dict[int, Columns], slices: Slices, sizes: NDArray[np.int64]) -> NDArray[np.uint8]:
+def _word_starts(shards: dict[int, Columns], slices: Slices) -> NDArray[np.uint8]:
     """The word flags of all slices end to end: whole bytes are copied and unpacked at once, then aligned."""
+    sizes = slices.ends - slices.starts
     packed = {shard: columns.word_bits for shard, columns in shards.items()}
     parts = [packed[shard][start >> 3 : (end + 7) >> 3] for shard, start, end in _each(slices)]
     bits = np.unpackbits(np.concatenate(parts), bitorder="little")

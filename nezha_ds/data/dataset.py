@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from nezha_ds.batch import IGNORE
+from nezha_ds.data.formats import PAIR
 from nezha_ds.data.plan import Plan, Progress, load_plan
 from nezha_ds.data.settings import DataSettings
 from nezha_ds.shards import Columns, Manifest, Split, Verify, open_shard, read_manifest
@@ -28,6 +30,18 @@ class Slices:
     shards: NDArray[np.int64]
     starts: NDArray[np.int64]
     ends: NDArray[np.int64]
+    seconds: "Seconds | None" = None
+    """The second segments of the same shards, if the samples are pairs."""
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """B second segments, each (B,): first token, token after the last, and whether it is a random one."""
+
+    starts: NDArray[np.int64]
+    ends: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    """0 the real next segment, 1 a random one, IGNORE for a sample without text."""
 
 
 class Dataset:
@@ -47,11 +61,16 @@ class Dataset:
     def slices(self, samples: NDArray[np.int64]) -> Slices:
         """Where samples (B,) lie; PADDING is an empty slice."""
         records, real = self.plan.records[samples], samples != PADDING
-        return Slices(
-            np.searchsorted(self._ends, samples, side="right"),
-            records["start"].astype(np.int64) * real,
-            records["end"].astype(np.int64) * real,
-        )
+
+        def column(name: str) -> NDArray[np.int64]:
+            return records[name].astype(np.int64) * real
+
+        seconds = None
+        if records.dtype == PAIR:
+            labels = np.where(real, records["random"].astype(np.int64), IGNORE)
+            seconds = Seconds(column("second"), column("second_end"), labels)
+        shards = np.searchsorted(self._ends, samples, side="right")
+        return Slices(shards, column("start"), column("end"), seconds)
 
     def _open(self, shard: int) -> Columns:
         verify = self._verify if shard not in self._verified else "never"

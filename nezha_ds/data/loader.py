@@ -19,14 +19,14 @@ from nezha_ds.batch import Batch
 from nezha_ds.data.collate import SpecialIds
 from nezha_ds.data.dataset import PADDING, open_dataset
 from nezha_ds.data.order import Order, Share
-from nezha_ds.data.pipeline import Pipeline, Statistics
+from nezha_ds.data.pipeline import Counts, Pipeline, Statistics
 from nezha_ds.data.plan import Progress
 from nezha_ds.data.settings import DataSettings, MaskingSettings
 from nezha_ds.shards import Split
 from nezha_ds.world import World
 
 Made = Iterator[tuple[Batch, Statistics]]
-"""Micro-batches; what was counted over several made at once comes with the first of them."""
+"""Micro-batches, and what was counted in each."""
 
 
 class Loader(Iterator[Batch]):
@@ -42,7 +42,7 @@ class Loader(Iterator[Batch]):
         self.served = 0
         """Micro-batches handed out."""
         self.statistics = Statistics()
-        """What was masked so far, counted about 131,072 places at a time."""
+        """What was masked in the micro-batches handed out."""
         self._made, self._share, self._prefetch = made, share, prefetch
         self._ready: deque[tuple[Batch, Statistics]] = deque()
         self._error: BaseException | None = None
@@ -185,7 +185,7 @@ def build_evaluation(
     )
 
 
-def _split(batch: Batch, statistics: Statistics, size: int, pin: bool) -> Made:
+def _split(batch: Batch, counts: Counts, size: int, pin: bool) -> Made:
     """Micro-batches of `size` samples as views of one batch, which is pinned whole."""
     tensors: dict[str, Tensor] = {
         field.name: value.pin_memory() if pin else value
@@ -194,4 +194,4 @@ def _split(batch: Batch, statistics: Statistics, size: int, pin: bool) -> Made:
     }
     for start in range(0, batch.samples, size):
         part = {name: tensor[start : start + size] for name, tensor in tensors.items()}
-        yield replace(batch, **part), statistics if start == 0 else Statistics()
+        yield replace(batch, **part), counts.sum(start, start + size)

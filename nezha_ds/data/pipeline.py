@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nezha_ds.batch import IGNORE, Batch
-from nezha_ds.data.collate import SpecialIds, gather
-from nezha_ds.data.dataset import Dataset
+from nezha_ds.data.collate import Flags, Rows, SpecialIds, gather
+from nezha_ds.data.dataset import Dataset, Seconds
 from nezha_ds.data.masking import LONGEST_WORD, Masked, mask
 from nezha_ds.data.randomness import sample_keys
 from nezha_ds.data.settings import MaskingSettings
@@ -44,6 +44,23 @@ class Statistics:
 
 
 @dataclass(frozen=True)
+class Counts:
+    """What was made, for each of B samples."""
+
+    tokens: NDArray[np.int64]
+    """(B,): text tokens."""
+    masked: NDArray[np.int64]
+    """(B,): tokens to predict."""
+    word_lengths: NDArray[np.int64]
+    """(B, LONGEST_WORD + 1): masked words by length."""
+
+    def sum(self, start: int, end: int) -> Statistics:
+        """Of the samples start .. end - 1."""
+        lengths: list[int] = self.word_lengths[start:end].sum(axis=0).tolist()
+        return Statistics(int(self.tokens[start:end].sum()), int(self.masked[start:end].sum()), tuple(lengths))
+
+
+@dataclass(frozen=True)
 class Pipeline:
     """All that a masked sample depends on, besides its number in the plan and its epoch."""
 
@@ -54,33 +71,45 @@ class Pipeline:
     special: SpecialIds
     random_ids: NDArray[np.int64]
 
-    def make(self, samples: NDArray[np.int64], epochs: NDArray[np.int64]) -> tuple[Batch, Statistics]:
+    def make(self, samples: NDArray[np.int64], epochs: NDArray[np.int64]) -> tuple[Batch, Counts]:
         """One batch of the samples (B,) of the plan, as each is masked in its epoch. DataError for a damaged shard."""
-        rows = gather(self.dataset.columns, self.dataset.slices(samples), self.length, self.special)
-        keys = sample_keys(self.seed, epochs, samples)
+        slices = self.dataset.slices(samples)
+        rows = gather(self.dataset.columns, slices, self.length, self.special)
+        keys = sample_keys(self.seed, self.masking.masks_of(epochs), samples)
         places = self.masking.predictions(self.length)
         masked = mask(rows, keys, self.masking, places, self.special.mask, self.random_ids)
-        statistics = Statistics(
-            tokens=int(np.count_nonzero(rows.text)),
-            masked=int(np.count_nonzero(masked.labels != IGNORE)),
-            word_lengths=tuple(masked.word_lengths.tolist()),
+        counts = Counts(
+            tokens=np.count_nonzero(rows.text, axis=1),
+            masked=np.count_nonzero(masked.labels != IGNORE, axis=1),
+            word_lengths=masked.word_lengths,
         )
-        return _to_batch(masked, rows.lengths, samples), statistics
+        return _to_batch(rows, masked, slices.seconds, samples), counts
 
     def block(self, micro_batch: int) -> int:
         """How many micro-batches to make at once."""
         return max(1, BLOCK // (micro_batch * self.length))
 
 
-def _to_batch(masked: Masked, lengths: NDArray[np.int64], samples: NDArray[np.int64]) -> Batch:
+def _to_batch(rows: Rows, masked: Masked, seconds: Seconds | None, samples: NDArray[np.int64]) -> Batch:
     return Batch(
         input_ids=_tensor(masked.ids),
-        token_type_ids=torch.zeros(masked.ids.shape, dtype=torch.int64),
-        lengths=_tensor(lengths),
+        token_type_ids=_tensor(_token_types(rows)),
+        lengths=_tensor(rows.lengths),
         mlm_positions=_tensor(masked.positions),
         mlm_labels=_tensor(masked.labels),
         sample_ids=_tensor(samples),
+        next_sentence_labels=None if seconds is None else _tensor(seconds.labels),
+        span_boundaries=None if masked.boundaries is None else _tensor(masked.boundaries),
     )
+
+
+def _token_types(rows: Rows) -> NDArray[np.int64]:
+    """(B, L): 1 from the second segment to its [SEP]."""
+    if rows.seconds is None:
+        return np.zeros(rows.ids.shape, np.int64)
+    column = np.arange(rows.ids.shape[1], dtype=np.int64)
+    second: Flags = (column >= rows.seconds[:, None]) & (column < rows.lengths[:, None])
+    return second.astype(np.int64)
 
 
 def _tensor(array: NDArray[np.int64]) -> Tensor:

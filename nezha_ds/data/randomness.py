@@ -26,6 +26,12 @@ class Purpose(IntEnum):
     WORD = 1
     ACTION = 2
     REPLACEMENT = 3
+    SHORT = 4
+    TARGET = 5
+    CUT = 6
+    NEXT = 7
+    OTHER = 8
+    GROUP = 9
 
 
 _PURPOSES = np.uint64(16)
@@ -71,6 +77,6 @@ def uniform(numbers: U64) -> NDArray[np.float64]:
     return (numbers >> _MANTISSA).astype(np.float64) * 2.0**-53
 
 
-def below(numbers: U64, bound: int) -> NDArray[np.int64]:
+def below(numbers: U64, bound: int | NDArray[np.int64]) -> NDArray[np.int64]:
     """Draws as whole numbers in [0, bound), bound < 2**32: a multiplication, biased by less than bound / 2**32."""
-    return (((numbers >> _HALF) * np.uint64(bound)) >> _HALF).astype(np.int64)
+    return (((numbers >> _HALF) * np.asarray(bound, np.uint64)) >> _HALF).astype(np.int64)

@@ -3,12 +3,15 @@
 import math
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import field_validator, model_validator
 
 from nezha_ds.config import Settings
 from nezha_ds.shards import Verify
 
 SHORTEST, LONGEST = 16, 4096
+LONGEST_GROUP = 10
 
 
 class DataSettings(Settings):
@@ -18,8 +21,11 @@ class DataSettings(Settings):
     """Folder that `nezha-ds prepare` wrote: shards, manifest.json and vocab.txt."""
     length: int = 128
     """Tokens in a sample, [CLS] and [SEP] included: 16 to 4096. 128 for most of training, 512 to finish."""
-    format: Literal["full-sentences"] = "full-sentences"
-    """What a sample is made of: whole sentences in a row, across documents with a [SEP] between (RoBERTa's name)."""
+    format: Literal["full-sentences", "doc-sentences", "segment-pair", "sentence-pair"] = "full-sentences"
+    """What a sample is made of, by RoBERTa's names: whole sentences in a row, across documents with a [SEP] between or
+    within one document; or a pair for next-sentence prediction, of runs of sentences (as BERT's) or of single ones."""
+    short_rate: float = 0.0
+    """Share of samples that aim at a random shorter length, from 2 tokens on, 0 to 1; BERT took 0.1."""
     verify: Verify = "hashes"
     """What is checked before a shard is first read: its hash (2 GB/s), its size only, or nothing."""
     prefetch: int = 4
@@ -39,6 +45,13 @@ class DataSettings(Settings):
             raise ValueError(f"{length} is not between {SHORTEST} and {LONGEST} tokens; take 128 or 512")
         return length
 
+    @field_validator("short_rate")
+    @classmethod
+    def _short_rate_is_a_share(cls, rate: float) -> float:
+        if not 0 <= rate <= 1:
+            raise ValueError(f"{rate} is not a share from 0 to 1; BERT took 0.1, and 0 cuts no sample short")
+        return rate
+
     @field_validator("prefetch")
     @classmethod
     def _prefetch_is_positive(cls, prefetch: int) -> int:
@@ -46,18 +59,31 @@ class DataSettings(Settings):
             raise ValueError(f"{prefetch} micro-batches ahead is not possible; take 1 or more")
         return prefetch
 
+    @property
+    def pairs(self) -> bool:
+        """Whether samples are pairs of segments, and so have labels for next-sentence prediction."""
+        return self.format in ("segment-pair", "sentence-pair")
+
 
 class MaskingSettings(Settings):
     """Which tokens are predicted, and what the model sees in their places."""
 
-    method: Literal["whole-word", "character"] = "whole-word"
-    """What is masked as a whole: the segmenter's words, or single tokens as in the first BERT."""
+    method: Literal["whole-word", "character", "n-gram", "span"] = "whole-word"
+    """What is masked as a whole: the segmenter's words, single tokens as in the first BERT, groups of 1 to n words, or
+    SpanBERT's spans of 1 to 10 words, which also tell the batch what stands beside each span."""
     rate: float = 0.15
     """Share of a sample's text tokens that are predicted, above 0 and below 1."""
     mask_share: float = 0.8
-    """Share of the predicted tokens that become [MASK]; drawn for each token, also inside a word."""
+    """Share of the predicted tokens that become [MASK]."""
     random_share: float = 0.1
     """Share of the predicted tokens that become a random entry of the vocabulary; the rest stay as they are."""
+    replace_by: Literal["token", "word", "span"] | None = None
+    """What is replaced alike, by one draw: each token also inside a word, each word whole, or whatever the method
+    masks as a whole. Unset: `span` for spans as in SpanBERT, else `token` as in BERT."""
+    ngram_weights: tuple[float, ...] = (0.4, 0.3, 0.2, 0.1)
+    """How likely groups of 1, 2, ... words are with method n-gram, 1 to 10 weights; unset: MacBERT's."""
+    static_copies: int | None = None
+    """Epochs after which masks repeat, as if so many copies were masked beforehand (BERT: 5 to 10). Unset: never."""
     max_predictions: int | None = None
     """Most predictions in a sample, and the width of the labels; unset: rate x length, rounded up (20 at 128)."""
 
@@ -67,6 +93,25 @@ class MaskingSettings(Settings):
         if not 0 < rate < 1:
             raise ValueError(f"{rate} is not a share above 0 and below 1; BERT and NEZHA take 0.15")
         return rate
+
+    @field_validator("ngram_weights")
+    @classmethod
+    def _weighs_something(cls, weights: tuple[float, ...]) -> tuple[float, ...]:
+        if not 1 <= len(weights) <= LONGEST_GROUP or min(weights) < 0 or not 0 < sum(weights) < math.inf:
+            raise ValueError(
+                f"{list(weights)} are not 1 to {LONGEST_GROUP} weights from 0 on with one above 0; "
+                "MacBERT takes [0.4, 0.3, 0.2, 0.1]"
+            )
+        return weights
+
+    @field_validator("static_copies")
+    @classmethod
+    def _copies_something(cls, copies: int | None) -> int | None:
+        if copies is not None and copies < 1:
+            raise ValueError(
+                f"{copies} copies are none; take 1 or more, or leave it unset for new masks in every epoch"
+            )
+        return copies
 
     @field_validator("max_predictions")
     @classmethod
@@ -83,6 +128,15 @@ class MaskingSettings(Settings):
                 f"mask_share {mask} and random_share {random} are not parts of one whole; BERT takes 0.8 and 0.1"
             )
         return self
+
+    @property
+    def replaced_together(self) -> Literal["token", "word", "span"]:
+        """`replace_by`, or the method's own habit."""
+        return self.replace_by or ("span" if self.method == "span" else "token")
+
+    def masks_of(self, epochs: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The epochs whose masks are used in `epochs`, in the same shape."""
+        return epochs if self.static_copies is None else epochs % self.static_copies
 
     def predictions(self, length: int) -> int:
         """P, the places for predictions that a sample of `length` tokens has: 20 at 128 and 77 at 512 by default."""

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from nezha_ds.data.collate import gather
 from nezha_ds.data.dataset import Slices
-from nezha_ds.data.plan import full_sentences
+from nezha_ds.data.formats import full_sentences
 from tests.data.folders import SPECIAL, documents, slow_row, to_columns
 
 

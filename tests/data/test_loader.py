@@ -3,6 +3,7 @@
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,7 @@ def pipeline(folder) -> Pipeline:
 def loader(folder: Path, rank: int = 0, size: int = 1, micro_batch: int = 4, first: int = 0, **rest) -> Loader:
     return build_loader(
         DataSettings(shards=str(folder), length=64),
-        MaskingSettings(),
+        rest.pop("masking", MaskingSettings()),
         seed=rest.pop("seed", 3),
         micro_batch=micro_batch,
         global_batch=BATCH,
@@ -69,10 +70,10 @@ def join(batches: list[Batch]) -> dict[str, torch.Tensor]:
     return {name: torch.cat([getattr(batch, name) for batch in batches]) for name in PARTS}
 
 
-def steps(folder: Path, count: int, size: int, micro_batch: int, first: int = 0) -> dict[str, torch.Tensor]:
+def steps(folder: Path, count: int, size: int, micro_batch: int, first: int = 0, **rest) -> dict[str, torch.Tensor]:
     """The global batches of `count` steps, ranks in order."""
     accumulation = BATCH // (size * micro_batch)
-    loaders = [loader(folder, rank, size, micro_batch, first) for rank in range(size)]
+    loaders = [loader(folder, rank, size, micro_batch, first, **rest) for rank in range(size)]
     batches = [next(part) for _ in range(count) for part in loaders for _ in range(accumulation)]
     for part in loaders:
         part.close()
@@ -142,13 +143,17 @@ def test_shapes_types_and_seeds(folder):
     assert batch.sample_ids.tolist() != other.sample_ids.tolist()
 
 
-def test_statistics_are_those_of_the_batches(folder, pipeline):
-    with loader(folder, micro_batch=24) as batches:
-        made = join([next(batches) for _ in range(2 * pipeline.block(24))])
-        statistics = batches.statistics
-    assert statistics.masked == int((made["mlm_labels"] != IGNORE).sum())
-    assert statistics.tokens == int((restored(made) >= 200).sum())
-    assert sum(length * times for length, times in enumerate(statistics.word_lengths)) == statistics.masked
+@pytest.mark.parametrize("method", ["whole-word", "span"])
+def test_statistics_are_those_of_the_batches_handed_out(folder, method):
+    tokens = masked = 0
+    with loader(folder, micro_batch=4, masking=MaskingSettings(method=method)) as batches:
+        for _ in range(300):
+            made = join([next(batches)])
+            masked += int((made["mlm_labels"] != IGNORE).sum())
+            tokens += int((restored(made) >= 200).sum())
+            statistics = batches.statistics
+            assert (statistics.tokens, statistics.masked) == (tokens, masked)
+            assert sum(length * times for length, times in enumerate(statistics.word_lengths)) == masked
     assert abs(statistics.mask_rate - 0.15) < 0.005
 
 
@@ -176,6 +181,29 @@ def test_a_pipeline_makes_each_sample_alone_as_among_others(pipeline):
         alone, _ = pipeline.make(samples[at : at + 1], epochs[at : at + 1])
         assert torch.equal(alone.input_ids[0], whole.input_ids[at])
         assert torch.equal(alone.mlm_labels[0], whole.mlm_labels[at])
+
+
+@pytest.mark.parametrize("copies", [1, 3])
+def test_static_masks_repeat_after_as_many_epochs_as_there_are_copies(pipeline, copies):
+    static = replace(pipeline, masking=MaskingSettings(static_copies=copies))
+    samples = np.arange(20)
+    made = [static.make(samples, np.full(20, epoch))[0].mlm_positions for epoch in range(2 * copies + 1)]
+    for epoch in range(2 * copies + 1):
+        for other in range(epoch):
+            assert torch.equal(made[epoch], made[other]) == ((epoch - other) % copies == 0)
+
+
+@pytest.mark.parametrize("method", ["n-gram", "span"])
+def test_groups_of_words_do_not_depend_on_ranks_either(folder, method):
+    masking = MaskingSettings(method=method)
+    expected = steps(folder, 6, size=1, micro_batch=24, masking=masking)
+    assert equal(steps(folder, 6, size=3, micro_batch=2, masking=masking), expected)
+    with loader(folder, masking=masking) as batches:
+        boundaries = next(batches).span_boundaries
+    assert (boundaries is None) == (method != "span")
+    if boundaries is not None:
+        assert boundaries.shape == (4, 10, 2)
+        assert boundaries.dtype == torch.int64
 
 
 # ------------------------------------------------------------------------------------------------------------- failures

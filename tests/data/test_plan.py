@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nezha_ds.data.plan import build_plan, full_sentences, load_plan, plan_key
+from nezha_ds.data.formats import full_sentences
+from nezha_ds.data.plan import build_plan, load_plan, plan_key
 from nezha_ds.data.settings import DataSettings
 from nezha_ds.errors import DataError
 from nezha_ds.shards import Columns

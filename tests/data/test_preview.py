@@ -16,7 +16,7 @@ from tests.data import folders
 LENGTH = 128
 
 
-@pytest.mark.parametrize("method", ["whole-word", "character"])
+@pytest.mark.parametrize("method", ["whole-word", "character", "span"])
 @pytest.mark.parametrize("seed", [1, 2])
 def test_the_preview_is_what_masking_does_to_the_same_sample(tmp_path, method, seed):
     columns = folders.random_columns(seed=5, sentences=400)

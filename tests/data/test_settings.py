@@ -3,6 +3,7 @@
 import pytest
 
 from nezha_ds.config import build
+from nezha_ds.data.formats import FORMATS, PAIR
 from nezha_ds.data.settings import DataSettings, MaskingSettings
 from nezha_ds.errors import ConfigError
 
@@ -14,16 +15,26 @@ from nezha_ds.errors import ConfigError
         (DataSettings, {"shards": "x", "length": 5000}, "take 128 or 512"),
         (DataSettings, {"shards": ""}, "the folder has no name"),
         (DataSettings, {"shards": "x", "prefetch": 0}, "prefetch: 0 micro-batches"),
+        (DataSettings, {"shards": "x", "short_rate": 1.5}, "short_rate: 1.5 is not a share from 0 to 1; BERT took 0.1"),
         (DataSettings, {"shards": "x", "lenght": 128}, "did you mean 'length'"),
         (MaskingSettings, {"rate": 15.0}, "rate: 15.0 is not a share"),
         (MaskingSettings, {"mask_share": 0.95}, "mask_share 0.95 and random_share 0.1"),
         (MaskingSettings, {"random_share": -0.1}, "random_share -0.1"),
+        (MaskingSettings, {"ngram_weights": []}, r"ngram_weights: \[\] are not 1 to 10 weights"),
+        (MaskingSettings, {"ngram_weights": [0.0, 0.0]}, "with one above 0; MacBERT takes"),
+        (MaskingSettings, {"ngram_weights": [1.0, -1.0]}, "weights from 0 on"),
+        (MaskingSettings, {"static_copies": 0}, "static_copies: 0 copies are none"),
         (MaskingSettings, {"max_predictions": 0}, "max_predictions: 0 leaves nothing"),
     ],
 )
 def test_one_line_with_value_and_way_out(kind, tree, message):
     with pytest.raises(ConfigError, match=message):
         build(kind, tree, "recipe.toml")
+
+
+def test_formats_know_whether_they_are_pairs():
+    for name, kind in FORMATS.items():
+        assert DataSettings(shards="x", format=name).pairs == (kind.record == PAIR)
 
 
 def test_predictions_follow_rate_and_length():
