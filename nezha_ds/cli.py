@@ -164,7 +164,7 @@ def _add_inspect(commands: Any) -> None:
     )
     command.add_argument("folder", type=Path, metavar="DIR")
     command.add_argument("--samples", type=int, default=3, help="documents to show (default: 3)")
-    command.add_argument("--masking", default="whole-word", choices=("whole-word", "character"))
+    command.add_argument("--masking", default="whole-word", choices=("whole-word", "character", "n-gram", "span"))
     command.add_argument("--seed", type=int, default=1, help="another seed, other masks (default: 1)")
 
 

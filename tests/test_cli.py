@@ -8,6 +8,7 @@ import sys
 import pytest
 
 import nezha_ds
+import nezha_ds.train.export
 from nezha_ds import cli
 from nezha_ds.data.preview import masked_positions
 from nezha_ds.data.settings import MaskingSettings

@@ -71,10 +71,10 @@ def _check(recipe: Recipe, ds_config: DeepSpeedConfig) -> None:
             f"data.length {recipe.data.length} is above model.max_position_embeddings "
             f"{recipe.model.max_position_embeddings}; raise that, NEZHA has no weights that depend on it"
         )
-    if recipe.objective.nsp:
+    if recipe.objective.nsp and not recipe.data.pairs:
         raise ConfigError(
             f"objective.nsp = {recipe.objective.nsp} needs samples that are pairs, and data.format "
-            f"{recipe.data.format!r} cuts none; set objective.nsp=0"
+            f"{recipe.data.format!r} cuts none; set data.format=segment-pair or objective.nsp=0"
         )
     accelerator = describe_accelerator()
     if not {"fp32": True, "bf16": accelerator.bf16, "fp16": accelerator.fp16}[ds_config.precision]:
