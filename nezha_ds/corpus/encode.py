@@ -7,11 +7,11 @@ being filled, not by the input: 0.55 GB at most, 0.17 GB for tasks of 4 MB.
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,8 @@ from nezha_ds.config import Settings
 from nezha_ds.corpus.clean import CleanSettings, first_failed, predicates
 from nezha_ds.corpus.dedup import KEYS, document_key
 from nezha_ds.corpus.executor import count_bytes
-from nezha_ds.corpus.sources import Document, Piece, Reading, Separation, read
+from nezha_ds.corpus.faults import Fault, Faults, OnFault, stop
+from nezha_ds.corpus.sources import Piece, Reading, Separation, read
 from nezha_ds.errors import DataError
 from nezha_ds.files import sha256_of, write_atomically
 from nezha_ds.shards import SHARD_BYTES, Columns, ShardEntry, Split, pack_words, write_shard
@@ -31,8 +32,8 @@ from nezha_ds.text.segment import make_segmenter
 from nezha_ds.text.tokenizer import Tokenizer
 from nezha_ds.text.vocab import Vocabulary, load_vocabulary
 
-T = TypeVar("T")
-
+OnError = Literal["stop", "skip"]
+"""What broken input does: `stop` ends the preparation at the first, `skip` counts it and goes on."""
 SPLITS: tuple[Split, ...] = ("train", "heldout")
 RECEIPTS = "receipts"
 
@@ -48,6 +49,7 @@ class Job:
     separation: Separation
     field: str
     clean: CleanSettings
+    on_error: OnError
     identity: str
     """A hash of everything that the results depend on."""
 
@@ -89,6 +91,10 @@ class Receipt(Settings):
     shards: tuple[ShardEntry, ...]
     dropped: dict[str, int]
     """Documents left out, by reason."""
+    faults: dict[str, int]
+    """Faults passed over, by kind."""
+    first_faults: tuple[Fault, ...]
+    """The first few of them."""
     lowest: int = KEYS
     """The lowest document key; KEYS without documents."""
     highest: int = -1
@@ -104,7 +110,7 @@ def _tools(job: Job) -> tuple[Vocabulary, DocumentEncoder]:
 
 def survey(work: Work) -> NDArray[np.uint64]:
     """The keys of the task's documents, in order: (D,)."""
-    keys = (document_key(text) for _, text in _admitted(work, Counter()))
+    keys = (document_key(text) for text in _admitted(work, Counter(), Faults()))
     return np.fromiter(keys, dtype=np.uint64)
 
 
@@ -136,12 +142,12 @@ def _verifies(folder: Path, shard: ShardEntry) -> bool:
 def _encode(work: Work) -> Receipt:
     vocabulary, encoder = _tools(work.job)
     writers = {split: _ShardWriter(work, split, vocabulary) for split in SPLITS}
-    dropped, lowest, highest = Counter[str](), KEYS, -1
-    for position, (document, text) in enumerate(_admitted(work, dropped)):
+    dropped, faults, lowest, highest = Counter[str](), Faults(), KEYS, -1
+    for position, text in enumerate(_admitted(work, dropped, faults)):
         if position in work.copies:
             dropped["copies"] += 1
             continue
-        encoded = _located(encoder.encode, document, text)
+        encoded = encoder.encode(text)
         if not len(encoded.ids):  # nothing but characters that BERT drops
             dropped["empty"] += 1
             continue
@@ -149,28 +155,33 @@ def _encode(work: Work) -> Receipt:
         lowest, highest = min(lowest, key), max(highest, key)
         writers["heldout" if key < work.heldout_below else "train"].add(encoded)
     shards = tuple(entry for writer in writers.values() for entry in writer.close())
-    return Receipt(digest=work.digest, shards=shards, dropped=dict(dropped), lowest=lowest, highest=highest)
+    return Receipt(
+        digest=work.digest,
+        shards=shards,
+        dropped=dict(dropped),
+        faults=dict(faults.counts),
+        first_faults=tuple(faults.first),
+        lowest=lowest,
+        highest=highest,
+    )
 
 
-def _admitted(work: Work, dropped: Counter[str]) -> Iterator[tuple[Document, str]]:
-    """The documents that cleaning leaves, each with its normalised text; `dropped` counts the others."""
+def _admitted(work: Work, dropped: Counter[str], faults: Faults) -> Iterator[str]:
+    """The normalised texts that cleaning leaves; `dropped` counts the others, `faults` what could not be read."""
     chosen = predicates(work.job.clean)
-    reading = Reading(work.job.separation, work.job.field, on_bytes=count_bytes)
+    on_fault: OnFault = faults if work.job.on_error == "skip" else stop
+    reading = Reading(work.job.separation, work.job.field, on_fault, count_bytes)
     for document in (document for piece in work.pieces for document in read(piece, reading)):
-        # Stripped, so that a copy at the end of a file or a piece, with its line end, is still a copy.
-        text = _located(normalize, document, document.text).strip()
+        try:
+            # Stripped, so that a copy at the end of a file or a piece, with its line end, is still a copy.
+            text = normalize(document.text).strip()
+        except DataError as error:
+            on_fault(document.not_unicode(str(error)))
+            continue
         if reason := first_failed(text, chosen):
             dropped[reason] += 1
         else:
-            yield document, text
-
-
-def _located(function: Callable[[str], T], document: Document, text: str) -> T:
-    """The function's result; its DataError names the document's file and line."""
-    try:
-        return function(text)
-    except DataError as error:
-        raise document.fault(str(error)) from None
+            yield text
 
 
 # --------------------------------------------------------------------------------------------------------- the writing

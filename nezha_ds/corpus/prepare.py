@@ -15,7 +15,7 @@ About 10 MB/s of UTF-8 a core; tasks share nothing, so that processes add up.
 import hashlib
 import os
 import shutil
-from collections import Counter
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
@@ -28,9 +28,11 @@ from rich.console import Console
 from nezha_ds.config import Settings
 from nezha_ds.corpus.clean import CleanSettings
 from nezha_ds.corpus.dedup import KEYS, later_copies
-from nezha_ds.corpus.encode import RECEIPTS, Job, Receipt, Work, encode, survey
+from nezha_ds.corpus.encode import RECEIPTS, Job, OnError, Receipt, Work, encode, survey
 from nezha_ds.corpus.executor import Gauge, bar, run_all
+from nezha_ds.corpus.faults import Faults, OnFault, stop
 from nezha_ds.corpus.inputs import EMBEDDED, cut, find_files, stamp, text_size
+from nezha_ds.corpus.report import make_report, summary
 from nezha_ds.corpus.sources import Piece, Separation
 from nezha_ds.errors import ConfigError, DataError, LaunchError
 from nezha_ds.files import make_folder, write_atomically
@@ -87,6 +89,8 @@ class PrepareSettings(Settings):
     """Which documents to leave out."""
     deduplicate: bool = False
     """Keep only the first of documents whose normalised text is the same."""
+    on_error: OnError = "stop"
+    """Broken input: `stop` at the first, or `skip` it and count it in the report."""
     workers: int | None = Field(default=None, ge=1)
     """Processes; unset is one per core. The result does not depend on it."""
     overwrite: bool = False
@@ -119,34 +123,28 @@ class Identity(Settings):
         return [name for name in Identity.model_fields if getattr(self, name) != getattr(other, name)]
 
 
-class Report(Settings):
-    """What became of the input's documents."""
-
-    kept: int
-    dropped: dict[str, int]
-    """By reason: `empty`, `copies`, or the name of the predicate that failed."""
-
-
 def prepare(settings: PrepareSettings, progress: bool = True) -> Manifest:
     """Prepare the folder, go on with it, or find it complete; its manifest.
 
-    ConfigError when the folder holds something else; DataError for an unreadable input, with file and line;
-    LaunchError when the disk or the memory does not suffice.
+    ConfigError when the folder holds something else; DataError for an unreadable input, with file and line, unless
+    such are skipped; LaunchError when the disk or the memory does not suffice.
     """
-    files = find_files(settings.inputs)
+    faults = Faults()
+    on_fault = faults if settings.on_error == "skip" else stop
+    files = find_files(settings.inputs, on_fault)
     vocabulary = load_vocabulary(settings.vocabulary)
     identity = _identify(settings, files, vocabulary)
     folder = _claim(settings.out, identity, settings.overwrite)
     if (folder / MANIFEST).exists():
         manifest, state = _complete(folder), "is complete already"
     else:
-        works = _divide(settings, files, identity)
+        works = _divide(settings, files, identity, on_fault)
         _check_space(folder, works)
         try:
             receipts = _run(settings, works, progress)
         finally:
             _remove_temporaries(folder)
-        manifest, state = _finish(settings, identity, vocabulary, receipts), "is complete"
+        manifest, state = _finish(settings, identity, vocabulary, receipts, faults), "is complete"
     if progress:
         documents, tokens = manifest.total("documents"), manifest.total("tokens")
         Console(stderr=True, soft_wrap=True).print(f"{folder} {state}: {documents:,} documents, {tokens:,} tokens")
@@ -237,7 +235,7 @@ def _complete(folder: Path) -> Manifest:
 # ------------------------------------------------------------------------------------------------------------- the work
 
 
-def _divide(settings: PrepareSettings, files: Sequence[Path], identity: Identity) -> list[Work]:
+def _divide(settings: PrepareSettings, files: Sequence[Path], identity: Identity, on_fault: OnFault) -> list[Work]:
     """Tasks in the order of the input; small files share one."""
     job = Job(
         folder=settings.out,
@@ -247,10 +245,11 @@ def _divide(settings: PrepareSettings, files: Sequence[Path], identity: Identity
         separation=settings.separation,
         field=settings.field,
         clean=settings.clean,
+        on_error=settings.on_error,
         identity=identity.digest,
     )
     size = min(max(sum(map(text_size, files)) // _TASKS, _SMALLEST_TASK), _LARGEST_TASK)
-    pieces = chain.from_iterable(cut(path, size, settings.separation) for path in files)
+    pieces = chain.from_iterable(cut(path, size, settings.separation, on_fault) for path in files)
     return [Work(job, number, group) for number, group in enumerate(_group(pieces, size))]
 
 
@@ -293,7 +292,9 @@ def _run(settings: PrepareSettings, works: Sequence[Work], progress: bool) -> li
         works = [replace(work, copies=frozenset(part.tolist())) for work, part in zip(works, copies, strict=True)]
     bound = int(settings.heldout * KEYS)
     receipts = run_all_shown("prepare", encode, [replace(work, heldout_below=bound) for work in works])
-    settled = settle(bound, min(one.lowest for one in receipts), max(one.highest for one in receipts))
+    settled = settle(
+        bound, min((one.lowest for one in receipts), default=0), max((one.highest for one in receipts), default=0)
+    )
     if settled != bound:
         receipts = run_all_shown("prepare", encode, [replace(work, heldout_below=settled) for work in works])
     return receipts
@@ -308,14 +309,18 @@ def settle(bound: int, lowest: int, highest: int) -> int:
 
 
 def _finish(
-    settings: PrepareSettings, identity: Identity, vocabulary: Vocabulary, receipts: Sequence[Receipt]
+    settings: PrepareSettings,
+    identity: Identity,
+    vocabulary: Vocabulary,
+    receipts: Sequence[Receipt],
+    before: Faults,
 ) -> Manifest:
     """Write all that is written once; the manifest last."""
     folder = settings.out
     shards = tuple(shard for receipt in receipts for shard in receipt.shards)
-    dropped = sum((Counter(receipt.dropped) for receipt in receipts), Counter[str]())
+    report = make_report(receipts, before)
     if not shards:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items()) or "only white space"
+        reasons = ", ".join(f"{count} {reason}" for reason, count in report.losses) or "only white space"
         raise DataError(f"no document is left of {', '.join(settings.inputs)} ({reasons}); give more text")
     manifest = Manifest(
         format=identity.format,
@@ -326,11 +331,12 @@ def _finish(
         sources=settings.inputs,
         shards=shards,
     )
-    report = Report(kept=manifest.total("documents"), dropped=dict(sorted(dropped.items())))
     for stray in {*_shards_in(folder)} - {folder / shard.name for shard in shards}:
         stray.unlink()  # of the round before the bound moved
     write_atomically(folder / VOCABULARY, vocabulary.data)
     write_atomically(folder / REPORT, report.model_dump_json(indent=1) + "\n")
     write_manifest(folder, manifest)
     shutil.rmtree(folder / RECEIPTS, ignore_errors=True)
+    if report.faults:
+        print(summary(report, folder / REPORT), file=sys.stderr)  # noqa: T201 - also without a progress bar
     return manifest
