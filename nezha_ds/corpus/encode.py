@@ -8,7 +8,7 @@ being filled, not by the input: 0.55 GB at most, 0.17 GB for tasks of 4 MB.
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +18,14 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from nezha_ds.config import Settings
-from nezha_ds.corpus.clean import CleanSettings, first_failed, predicates
+from nezha_ds.corpus.clean import (
+    CleanSettings,
+    boilerplate_pattern,
+    first_failed,
+    predicates,
+    raw_predicates,
+    without_boilerplate,
+)
 from nezha_ds.corpus.dedup import KEYS, document_key
 from nezha_ds.corpus.executor import count_bytes
 from nezha_ds.corpus.faults import Fault, Faults, OnFault, stop
@@ -46,6 +53,7 @@ class Job:
     vocabulary: Path | None
     lowercase: bool
     segmenter: str
+    user_dictionary: Path | None
     separation: Separation
     field: str
     clean: CleanSettings
@@ -91,6 +99,8 @@ class Receipt(Settings):
     shards: tuple[ShardEntry, ...]
     dropped: dict[str, int]
     """Documents left out, by reason."""
+    removed_lines: int
+    """Lines removed as boilerplate from the documents that stayed."""
     faults: dict[str, int]
     """Faults passed over, by kind."""
     first_faults: tuple[Fault, ...]
@@ -101,16 +111,29 @@ class Receipt(Settings):
     """The highest document key; -1 without documents."""
 
 
+@dataclass
+class Tally:
+    """What a task leaves out, counted while it reads."""
+
+    dropped: Counter[str] = field(default_factory=Counter[str])
+    """Documents, by reason."""
+    removed_lines: int = 0
+    """Lines of boilerplate, in documents that stay."""
+    faults: Faults = field(default_factory=Faults)
+    """What could not be read."""
+
+
 @lru_cache(maxsize=1)
 def _tools(job: Job) -> tuple[Vocabulary, DocumentEncoder]:
     """This process's vocabulary and encoder, made once."""
     vocabulary = load_vocabulary(job.vocabulary)
-    return vocabulary, DocumentEncoder(Tokenizer(vocabulary, job.lowercase), make_segmenter(job.segmenter))
+    segmenter = make_segmenter(job.segmenter, job.user_dictionary)
+    return vocabulary, DocumentEncoder(Tokenizer(vocabulary, job.lowercase), segmenter)
 
 
 def survey(work: Work) -> NDArray[np.uint64]:
     """The keys of the task's documents, in order: (D,)."""
-    keys = (document_key(text) for text in _admitted(work, Counter(), Faults()))
+    keys = (document_key(text) for text in _admitted(work, Tally()))
     return np.fromiter(keys, dtype=np.uint64)
 
 
@@ -142,14 +165,14 @@ def _verifies(folder: Path, shard: ShardEntry) -> bool:
 def _encode(work: Work) -> Receipt:
     vocabulary, encoder = _tools(work.job)
     writers = {split: _ShardWriter(work, split, vocabulary) for split in SPLITS}
-    dropped, faults, lowest, highest = Counter[str](), Faults(), KEYS, -1
-    for position, text in enumerate(_admitted(work, dropped, faults)):
+    tally, lowest, highest = Tally(), KEYS, -1
+    for position, text in enumerate(_admitted(work, tally)):
         if position in work.copies:
-            dropped["copies"] += 1
+            tally.dropped["copies"] += 1
             continue
         encoded = encoder.encode(text)
         if not len(encoded.ids):  # nothing but characters that BERT drops
-            dropped["empty"] += 1
+            tally.dropped["empty"] += 1
             continue
         key = document_key(text)
         lowest, highest = min(lowest, key), max(highest, key)
@@ -158,18 +181,20 @@ def _encode(work: Work) -> Receipt:
     return Receipt(
         digest=work.digest,
         shards=shards,
-        dropped=dict(dropped),
-        faults=dict(faults.counts),
-        first_faults=tuple(faults.first),
+        dropped=dict(tally.dropped),
+        removed_lines=tally.removed_lines,
+        faults=dict(tally.faults.counts),
+        first_faults=tuple(tally.faults.first),
         lowest=lowest,
         highest=highest,
     )
 
 
-def _admitted(work: Work, dropped: Counter[str], faults: Faults) -> Iterator[str]:
-    """The normalised texts that cleaning leaves; `dropped` counts the others, `faults` what could not be read."""
-    chosen = predicates(work.job.clean)
-    on_fault: OnFault = faults if work.job.on_error == "skip" else stop
+def _admitted(work: Work, tally: Tally) -> Iterator[str]:
+    """The normalised texts that cleaning leaves; the tally counts what it does not."""
+    clean = work.job.clean
+    on_raw, on_normal, boilerplate = raw_predicates(clean), predicates(clean), boilerplate_pattern(clean)
+    on_fault: OnFault = tally.faults if work.job.on_error == "skip" else stop
     reading = Reading(work.job.separation, work.job.field, on_fault, count_bytes)
     for document in (document for piece in work.pieces for document in read(piece, reading)):
         try:
@@ -178,9 +203,14 @@ def _admitted(work: Work, dropped: Counter[str], faults: Faults) -> Iterator[str
         except DataError as error:
             on_fault(document.not_unicode(str(error)))
             continue
-        if reason := first_failed(text, chosen):
-            dropped[reason] += 1
+        removed = 0
+        if boilerplate:
+            text, removed = without_boilerplate(text, boilerplate)
+            text = text.strip()
+        if reason := first_failed(document.text, on_raw) or first_failed(text, on_normal):
+            tally.dropped[reason] += 1
         else:
+            tally.removed_lines += removed
             yield text
 
 

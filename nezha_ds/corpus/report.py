@@ -18,6 +18,8 @@ class Report(Settings):
     kept: int
     dropped: dict[str, int]
     """By reason: `empty`, `copies`, or the name of the predicate that failed."""
+    removed_lines: int
+    """Lines removed as boilerplate from documents that stayed, later copies among them."""
     faults: dict[str, int]
     """What was broken and passed over, by kind."""
     first_faults: tuple[str, ...]
@@ -37,6 +39,7 @@ def make_report(receipts: Sequence[Receipt], before: Faults) -> Report:
     return Report(
         kept=sum(shard.documents for receipt in receipts for shard in receipt.shards),
         dropped=dict(sorted(dropped.items())),
+        removed_lines=sum(receipt.removed_lines for receipt in receipts),
         faults=dict(sorted(faults.items())),
         first_faults=tuple(tell(first)),
     )

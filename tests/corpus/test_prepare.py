@@ -29,7 +29,7 @@ from nezha_ds.text.document import DocumentEncoder
 from nezha_ds.text.normalize import normalize
 from nezha_ds.text.segment import make_segmenter
 from nezha_ds.text.tokenizer import Tokenizer
-from nezha_ds.text.vocab import load_vocabulary
+from nezha_ds.text.vocab import SPECIAL_TOKENS, load_vocabulary
 
 STATUTES = find_files(["embedded"])[1]
 TASK_BYTES = 200_000
@@ -101,6 +101,28 @@ def test_shards_hold_what_the_encoder_gives(tmp_path: Path, text: Path) -> None:
     assert manifest.total("sentences") == sum(len(document.sentences) for document in expected)
     unknown = load_vocabulary().unk_id
     assert manifest.total("unknowns") == sum(document.ids.tolist().count(unknown) for document in expected)
+
+
+def test_anonymised_ids_keep_their_words(tmp_path: Path) -> None:
+    vocabulary = tmp_path / "vocab.txt"
+    vocabulary.write_text("\n".join([*SPECIAL_TOKENS, *map(str, range(100)), "##7"]))
+    source = write_documents(tmp_path / "a.txt", "12 7 997 400\n5 5", "8")
+    options = {"vocabulary": vocabulary, "segmenter": "pretokenized", "heldout": 0.0}
+    manifest = run(tmp_path / "out", source, **options)
+    first = 5  # entry "0"
+    assert tokens_of(tmp_path / "out", "train") == [(17, 12, first + 99, 105, 1, 10, 10), (13,)]
+    columns = open_shard(tmp_path / "out", manifest.shards[0], 106)
+    assert unpack_words(columns).tolist() == [True, True, True, False, True, True, True, True]
+    assert columns.sentences.tolist() == [0, 5, 7]
+
+
+def test_a_user_dictionary_is_part_of_the_identity(tmp_path: Path) -> None:
+    source, words = write_documents(tmp_path / "a.txt", "用石墨烯芯片。"), tmp_path / "words.txt"
+    words.write_text("石墨烯芯片")
+    assert run(tmp_path / "out", source, user_dictionary=words).total("words") == 3
+    words.write_text("石墨烯")
+    with pytest.raises(ConfigError, match=r"different: segmenter\)"):
+        run(tmp_path / "out", source, user_dictionary=words)
 
 
 def test_small_files_share_a_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,7 +263,7 @@ def test_deduplication_keeps_the_first_whoever_reads(tmp_path: Path, monkeypatch
     expected = [tuple(encoder.encode(f"第{number}篇 文字。").ids.tolist()) for number in dict.fromkeys(numbers)]
     assert tokens_of(tmp_path / "one", "train") == expected
     report = json.loads((tmp_path / "one" / "report.json").read_bytes())
-    assert report == {"kept": 90, "dropped": {"copies": 210}, "faults": {}, "first_faults": []}
+    assert report == {"kept": 90, "dropped": {"copies": 210}, "removed_lines": 0, "faults": {}, "first_faults": []}
 
 
 @pytest.mark.parametrize("heldout", [0.0001, 0.02, 0.9999])
@@ -279,6 +301,15 @@ def test_cleaning_is_counted_by_reason(tmp_path: Path) -> None:
     run(tmp_path / "out", source, clean=CleanSettings(min_characters=3, min_chinese=0.5), heldout=0.0)
     report = json.loads((tmp_path / "out" / "report.json").read_bytes())
     assert (report["kept"], report["dropped"]) == (1, {"empty": 1, "not Chinese": 1, "too short": 2})
+
+
+def test_removed_lines_are_counted_and_gone(tmp_path: Path) -> None:
+    source = write_documents(tmp_path / "a.txt", "上一篇：甲\n正文。\n责任编辑：乙", "返回首页", "又一篇正文。")
+    clean = CleanSettings(boilerplate=("web",))
+    manifest = run(tmp_path / "out", source, clean=clean, heldout=0.0)
+    report = json.loads((tmp_path / "out" / "report.json").read_bytes())
+    assert (report["kept"], report["dropped"], report["removed_lines"]) == (2, {"empty": 1}, 2)
+    assert manifest.total("tokens") == len("正文。又一篇正文。")
 
 
 def test_a_fault_in_a_worker_reaches_the_user(tmp_path: Path, text: Path) -> None:
