@@ -9,7 +9,8 @@
 5. The vocabulary and the report are written, and last the manifest: a folder that has one is complete.
 
 `prepare.json` holds what the bytes depend on. The same folder with anything else is refused unless told to overwrite.
-About 10 MB/s of UTF-8 a core; tasks share nothing, so that processes add up.
+About 10 MB/s of UTF-8 a core; tasks share nothing, so that processes add up, on one machine or, by MPI, on many that
+share a file system.
 """
 
 import hashlib
@@ -17,6 +18,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -29,7 +31,7 @@ from nezha_ds.config import Settings
 from nezha_ds.corpus.clean import CleanSettings
 from nezha_ds.corpus.dedup import KEYS, later_copies
 from nezha_ds.corpus.encode import RECEIPTS, Job, OnError, Receipt, Work, encode, survey
-from nezha_ds.corpus.executor import Gauge, bar, run_all
+from nezha_ds.corpus.executor import ExecutorName, Pool, bar, on_ranks, processes
 from nezha_ds.corpus.faults import Faults, OnFault, stop
 from nezha_ds.corpus.inputs import EMBEDDED, cut, find_files, stamp, text_size
 from nezha_ds.corpus.report import make_report, summary
@@ -94,8 +96,10 @@ class PrepareSettings(Settings):
     """Keep only the first of documents whose normalised text is the same."""
     on_error: OnError = "stop"
     """Broken input: `stop` at the first, or `skip` it and count it in the report."""
+    executor: ExecutorName = "processes"
+    """Who works: `processes` of this machine, or `mpi`, the other ranks of a job. The result is the same."""
     workers: int | None = Field(default=None, ge=1)
-    """Processes; unset is one per core. The result does not depend on it."""
+    """Processes; unset is one per core. The result is the same. How many ranks there are `mpirun` says."""
     overwrite: bool = False
     """Replace what the folder holds if that was prepared in another way."""
 
@@ -126,12 +130,23 @@ class Identity(Settings):
         return [name for name in Identity.model_fields if getattr(self, name) != getattr(other, name)]
 
 
+Start = Callable[[int], AbstractContextManager[Pool]]
+"""Gives workers for so many tasks."""
+
+
 def prepare(settings: PrepareSettings, progress: bool = True) -> Manifest:
     """Prepare the folder, go on with it, or find it complete; its manifest.
 
     ConfigError when the folder holds something else; DataError for an unreadable input, with file and line, unless
-    such are skipped; LaunchError when the disk or the memory does not suffice.
+    such are skipped; LaunchError when the disk or the memory does not suffice, or there are no ranks to work.
     """
+    if settings.executor == "mpi":
+        return on_ranks(lambda pool: _prepare(settings, progress, lambda _: nullcontext(pool)))
+    workers = settings.workers or len(os.sched_getaffinity(0))
+    return _prepare(settings, progress, lambda tasks: processes(min(workers, tasks)))
+
+
+def _prepare(settings: PrepareSettings, progress: bool, start: Start) -> Manifest:
     faults = Faults()
     on_fault = faults if settings.on_error == "skip" else stop
     files = find_files(settings.inputs, on_fault)
@@ -144,7 +159,8 @@ def prepare(settings: PrepareSettings, progress: bool = True) -> Manifest:
         works = _divide(settings, files, identity, on_fault)
         _check_space(folder, works)
         try:
-            receipts = _run(settings, works, progress)
+            with start(len(works)) as pool:
+                receipts = _run(settings, works, pool, progress)
         finally:
             _remove_temporaries(folder)
         manifest, state = _finish(settings, identity, vocabulary, receipts, faults), "is complete"
@@ -282,25 +298,23 @@ def _check_space(folder: Path, works: Sequence[Work]) -> None:
         )
 
 
-def _run(settings: PrepareSettings, works: Sequence[Work], progress: bool) -> list[Receipt]:
+def _run(settings: PrepareSettings, works: Sequence[Work], pool: Pool, progress: bool) -> list[Receipt]:
     """Survey if asked, encode, and encode again when the bound had to move for both splits to have a document."""
-    workers = settings.workers or len(os.sched_getaffinity(0))
 
-    def run_all_shown(label: str, function: Callable[[Work], T], works: Sequence[Work]) -> list[T]:
-        gauge = Gauge()
-        with bar(label, sum(work.size for work in works), gauge, shown=progress):
-            return run_all(function, works, workers, gauge)
+    def run(label: str, function: Callable[[Work], T], works: Sequence[Work]) -> list[T]:
+        with bar(label, sum(work.size for work in works), pool.gauge, shown=progress):
+            return pool.run(function, works)
 
     if settings.deduplicate:
-        copies = later_copies(run_all_shown("survey", survey, works))
+        copies = later_copies(run("survey", survey, works))
         works = [replace(work, copies=frozenset(part.tolist())) for work, part in zip(works, copies, strict=True)]
     bound = int(settings.heldout * KEYS)
-    receipts = run_all_shown("prepare", encode, [replace(work, heldout_below=bound) for work in works])
+    receipts = run("prepare", encode, [replace(work, heldout_below=bound) for work in works])
     settled = settle(
         bound, min((one.lowest for one in receipts), default=0), max((one.highest for one in receipts), default=0)
     )
     if settled != bound:
-        receipts = run_all_shown("prepare", encode, [replace(work, heldout_below=settled) for work in works])
+        receipts = run("prepare", encode, [replace(work, heldout_below=settled) for work in works])
     return receipts
 
 

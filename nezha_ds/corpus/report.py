@@ -49,7 +49,7 @@ def summary(report: Report, path: Path) -> str:
     """A few lines for the terminal: how many faults of each kind, and the first of them."""
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in report.faults.items())
     lines = [
-        f"passed over {sum(report.faults.values()):,} faults of the input ({kinds})",
+        f"faults of the input passed over: {kinds}",
         *report.first_faults[:_SHOWN],
     ]
     if sum(report.faults.values()) > len(lines) - 1:

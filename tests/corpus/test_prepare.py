@@ -364,7 +364,7 @@ def test_broken_input_is_counted_and_named_and_passed_over(
     assert report["kept"] == 4 + 1 + before_the_cut > 300
     assert report["dropped"] == {"copies": 2}
     told = capsys.readouterr().err.splitlines()
-    assert told[0].startswith("passed over 9 faults of the input (3 damaged file, 1 empty file, ")
+    assert told[0].startswith("faults of the input passed over: 3 damaged file, 1 empty file, ")
     assert told[1:6] == report["first_faults"][:5]
     assert told[6] == f"more in {tmp_path / 'one' / 'report.json'}"
 
