@@ -7,21 +7,29 @@ being filled, not by the input: 0.55 GB at most, 0.17 GB for tasks of 4 MB.
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from nezha_ds.config import Settings
-from nezha_ds.corpus.clean import CleanSettings, first_failed, predicates
+from nezha_ds.corpus.clean import (
+    CleanSettings,
+    boilerplate_pattern,
+    first_failed,
+    predicates,
+    raw_predicates,
+    without_boilerplate,
+)
 from nezha_ds.corpus.dedup import KEYS, document_key
 from nezha_ds.corpus.executor import count_bytes
-from nezha_ds.corpus.sources import Document, Piece, Reading, Separation, read
+from nezha_ds.corpus.faults import Fault, Faults, OnFault, stop
+from nezha_ds.corpus.sources import Piece, Reading, Separation, read
 from nezha_ds.errors import DataError
 from nezha_ds.files import sha256_of, write_atomically
 from nezha_ds.shards import SHARD_BYTES, Columns, ShardEntry, Split, pack_words, write_shard
@@ -31,8 +39,8 @@ from nezha_ds.text.segment import make_segmenter
 from nezha_ds.text.tokenizer import Tokenizer
 from nezha_ds.text.vocab import Vocabulary, load_vocabulary
 
-T = TypeVar("T")
-
+OnError = Literal["stop", "skip"]
+"""What broken input does: `stop` ends the preparation at the first, `skip` counts it and goes on."""
 SPLITS: tuple[Split, ...] = ("train", "heldout")
 RECEIPTS = "receipts"
 
@@ -45,9 +53,11 @@ class Job:
     vocabulary: Path | None
     lowercase: bool
     segmenter: str
+    user_dictionary: Path | None
     separation: Separation
     field: str
     clean: CleanSettings
+    on_error: OnError
     identity: str
     """A hash of everything that the results depend on."""
 
@@ -89,22 +99,41 @@ class Receipt(Settings):
     shards: tuple[ShardEntry, ...]
     dropped: dict[str, int]
     """Documents left out, by reason."""
+    removed_lines: int
+    """Lines removed as boilerplate from the documents that stayed."""
+    faults: dict[str, int]
+    """Faults passed over, by kind."""
+    first_faults: tuple[Fault, ...]
+    """The first few of them."""
     lowest: int = KEYS
     """The lowest document key; KEYS without documents."""
     highest: int = -1
     """The highest document key; -1 without documents."""
 
 
+@dataclass
+class Tally:
+    """What a task leaves out, counted while it reads."""
+
+    dropped: Counter[str] = field(default_factory=Counter[str])
+    """Documents, by reason."""
+    removed_lines: int = 0
+    """Lines of boilerplate, in documents that stay."""
+    faults: Faults = field(default_factory=Faults)
+    """What could not be read."""
+
+
 @lru_cache(maxsize=1)
 def _tools(job: Job) -> tuple[Vocabulary, DocumentEncoder]:
     """This process's vocabulary and encoder, made once."""
     vocabulary = load_vocabulary(job.vocabulary)
-    return vocabulary, DocumentEncoder(Tokenizer(vocabulary, job.lowercase), make_segmenter(job.segmenter))
+    segmenter = make_segmenter(job.segmenter, job.user_dictionary)
+    return vocabulary, DocumentEncoder(Tokenizer(vocabulary, job.lowercase), segmenter)
 
 
 def survey(work: Work) -> NDArray[np.uint64]:
     """The keys of the task's documents, in order: (D,)."""
-    keys = (document_key(text) for _, text in _admitted(work, Counter()))
+    keys = (document_key(text) for text in _admitted(work, Tally()))
     return np.fromiter(keys, dtype=np.uint64)
 
 
@@ -136,41 +165,53 @@ def _verifies(folder: Path, shard: ShardEntry) -> bool:
 def _encode(work: Work) -> Receipt:
     vocabulary, encoder = _tools(work.job)
     writers = {split: _ShardWriter(work, split, vocabulary) for split in SPLITS}
-    dropped, lowest, highest = Counter[str](), KEYS, -1
-    for position, (document, text) in enumerate(_admitted(work, dropped)):
+    tally, lowest, highest = Tally(), KEYS, -1
+    for position, text in enumerate(_admitted(work, tally)):
         if position in work.copies:
-            dropped["copies"] += 1
+            tally.dropped["copies"] += 1
             continue
-        encoded = _located(encoder.encode, document, text)
+        encoded = encoder.encode(text)
         if not len(encoded.ids):  # nothing but characters that BERT drops
-            dropped["empty"] += 1
+            tally.dropped["empty"] += 1
             continue
         key = document_key(text)
         lowest, highest = min(lowest, key), max(highest, key)
         writers["heldout" if key < work.heldout_below else "train"].add(encoded)
     shards = tuple(entry for writer in writers.values() for entry in writer.close())
-    return Receipt(digest=work.digest, shards=shards, dropped=dict(dropped), lowest=lowest, highest=highest)
+    return Receipt(
+        digest=work.digest,
+        shards=shards,
+        dropped=dict(tally.dropped),
+        removed_lines=tally.removed_lines,
+        faults=dict(tally.faults.counts),
+        first_faults=tuple(tally.faults.first),
+        lowest=lowest,
+        highest=highest,
+    )
 
 
-def _admitted(work: Work, dropped: Counter[str]) -> Iterator[tuple[Document, str]]:
-    """The documents that cleaning leaves, each with its normalised text; `dropped` counts the others."""
-    chosen = predicates(work.job.clean)
-    reading = Reading(work.job.separation, work.job.field, on_bytes=count_bytes)
+def _admitted(work: Work, tally: Tally) -> Iterator[str]:
+    """The normalised texts that cleaning leaves; the tally counts what it does not."""
+    clean = work.job.clean
+    on_raw, on_normal, boilerplate = raw_predicates(clean), predicates(clean), boilerplate_pattern(clean)
+    on_fault: OnFault = tally.faults if work.job.on_error == "skip" else stop
+    reading = Reading(work.job.separation, work.job.field, on_fault, count_bytes)
     for document in (document for piece in work.pieces for document in read(piece, reading)):
-        # Stripped, so that a copy at the end of a file or a piece, with its line end, is still a copy.
-        text = _located(normalize, document, document.text).strip()
-        if reason := first_failed(text, chosen):
-            dropped[reason] += 1
+        try:
+            # Stripped, so that a copy at the end of a file or a piece, with its line end, is still a copy.
+            text = normalize(document.text).strip()
+        except DataError as error:
+            on_fault(document.not_unicode(str(error)))
+            continue
+        removed = 0
+        if boilerplate:
+            text, removed = without_boilerplate(text, boilerplate)
+            text = text.strip()
+        if reason := first_failed(document.text, on_raw) or first_failed(text, on_normal):
+            tally.dropped[reason] += 1
         else:
-            yield document, text
-
-
-def _located(function: Callable[[str], T], document: Document, text: str) -> T:
-    """The function's result; its DataError names the document's file and line."""
-    try:
-        return function(text)
-    except DataError as error:
-        raise document.fault(str(error)) from None
+            tally.removed_lines += removed
+            yield text
 
 
 # --------------------------------------------------------------------------------------------------------- the writing

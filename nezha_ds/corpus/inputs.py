@@ -10,17 +10,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import IO
 
-from nezha_ds.corpus.sources import (
-    BLOCK_BYTES,
-    KINDS,
-    PACKED,
-    Piece,
-    Separation,
-    is_packed,
-    kind_of,
-    open_parquet,
-    separator_of,
-)
+from nezha_ds.corpus.faults import Fault, OnFault, stop
+from nezha_ds.corpus.packing import BLOCK_BYTES, PACKED, is_packed
+from nezha_ds.corpus.sources import KINDS, Piece, Separation, cut_parquet, half_separator, kind_of, separator_of
 from nezha_ds.errors import DataError
 
 EMBEDDED = "embedded"
@@ -31,19 +23,26 @@ _EMBEDDED_FILES = (_ASSETS / "sanguo.txt.xz", _ASSETS / "statutes.txt.xz")
 _EXPANSION = {".gz": 2.5, ".xz": 4.0, ".bz2": 3.5, ".zst": 2.5}
 
 
-def find_files(inputs: Sequence[str]) -> list[Path]:
+def find_files(inputs: Sequence[str], on_fault: OnFault = stop) -> list[Path]:
     """The files behind each input, in order: a file itself, a folder's files of known kinds (or without a suffix) by
-    path, the shipped texts for `embedded`. DataError for what does not exist, is empty, or holds nothing readable.
+    path, the shipped texts for `embedded`. DataError for what does not exist or cannot be read, and for a folder
+    that holds nothing readable; an empty file is a fault.
     """
-    files = [path for name in inputs for path in _files_of(name)]
-    for path in files:
-        try:
-            with path.open("rb") as file:
-                if not file.read(1):
-                    raise DataError(f"{path} is empty; leave it out of the inputs")
-        except OSError as error:
-            raise DataError(f"{path} cannot be read ({error.strerror}); check its path and permissions") from None
+    files: list[Path] = []
+    for path in (path for name in inputs for path in _files_of(name)):
+        if _has_bytes(path):
+            files.append(path)
+        else:
+            on_fault(Fault(kind="empty file", path=path, place=None, reason="is empty; leave it out of the inputs"))
     return files
+
+
+def _has_bytes(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return bool(file.read(1))
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); check its path and permissions") from None
 
 
 def stamp(path: Path) -> tuple[str, int, int]:
@@ -83,11 +82,11 @@ def _is_corpus_file(path: Path) -> bool:
     return inner.suffix.lower() in ("", *KINDS) and not any(part.startswith(".") for part in path.parts)
 
 
-def cut(path: Path, size: int, separation: Separation) -> list[Piece]:
+def cut(path: Path, size: int, separation: Separation, on_fault: OnFault = stop) -> list[Piece]:
     """A file as consecutive pieces of about `size` bytes, each of whole documents; together they are the file."""
     kind = kind_of(path)
     if kind == "parquet":
-        return _cut_parquet(path)
+        return cut_parquet(path, on_fault)
     length = text_size(path)
     if kind == "arrow" or is_packed(path):
         return [Piece(path, 0, None, length)]
@@ -113,16 +112,9 @@ def _end_of_separator(file: IO[bytes], start: int, separator: re.Pattern[bytes])
     file.seek(start)
     data = b""
     while block := file.read(BLOCK_BYTES):
-        # What may be a separator's first half is kept: from the last line end on.
-        kept = data[data.rfind(b"\n") :] if b"\n" in data else b""
+        kept = half_separator(data)
         start += len(data) - len(kept)
         data = kept + block
         if match := separator.search(data):
             return start + match.end()
     return start + len(data)
-
-
-def _cut_parquet(path: Path) -> list[Piece]:
-    with open_parquet(path) as file:
-        sizes = [file.metadata.row_group(group).total_byte_size for group in range(file.metadata.num_row_groups)]
-    return [Piece(path, group, group + 1, size) for group, size in enumerate(sizes)]

@@ -9,14 +9,16 @@
 5. The vocabulary and the report are written, and last the manifest: a folder that has one is complete.
 
 `prepare.json` holds what the bytes depend on. The same folder with anything else is refused unless told to overwrite.
-About 10 MB/s of UTF-8 a core; tasks share nothing, so that processes add up.
+About 10 MB/s of UTF-8 a core; tasks share nothing, so that processes add up, on one machine or, by MPI, on many that
+share a file system.
 """
 
 import hashlib
 import os
 import shutil
-from collections import Counter
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -28,9 +30,11 @@ from rich.console import Console
 from nezha_ds.config import Settings
 from nezha_ds.corpus.clean import CleanSettings
 from nezha_ds.corpus.dedup import KEYS, later_copies
-from nezha_ds.corpus.encode import RECEIPTS, Job, Receipt, Work, encode, survey
-from nezha_ds.corpus.executor import Gauge, bar, run_all
+from nezha_ds.corpus.encode import RECEIPTS, Job, OnError, Receipt, Work, encode, survey
+from nezha_ds.corpus.executor import ExecutorName, Pool, bar, on_ranks, processes
+from nezha_ds.corpus.faults import Faults, OnFault, stop
 from nezha_ds.corpus.inputs import EMBEDDED, cut, find_files, stamp, text_size
+from nezha_ds.corpus.report import make_report, summary
 from nezha_ds.corpus.sources import Piece, Separation
 from nezha_ds.errors import ConfigError, DataError, LaunchError
 from nezha_ds.files import make_folder, write_atomically
@@ -76,7 +80,10 @@ class PrepareSettings(Settings):
     lowercase: bool = True
     """Lower-case and strip accents, as BERT-Chinese was trained."""
     segmenter: str = "rjieba"
-    """What finds words: `rjieba`, or `jieba`, the same 18 times slower."""
+    """What finds words: `rjieba`; `jieba`, the same 18 times slower; `character`, which finds none; `pretokenized`, for
+    text with spaces between words."""
+    user_dictionary: Path | None = None
+    """Words to add to rjieba's or jieba's own, in jieba's format: `word [count] [part of speech]` a line."""
     separation: Separation = "blank-line"
     """What ends a document of plain text: `blank-line`, `line`, or `file`."""
     field: str = "text"
@@ -87,8 +94,12 @@ class PrepareSettings(Settings):
     """Which documents to leave out."""
     deduplicate: bool = False
     """Keep only the first of documents whose normalised text is the same."""
+    on_error: OnError = "stop"
+    """Broken input: `stop` at the first, or `skip` it and count it in the report."""
+    executor: ExecutorName = "processes"
+    """Who works: `processes` of this machine, or `mpi`, the other ranks of a job. The result is the same."""
     workers: int | None = Field(default=None, ge=1)
-    """Processes; unset is one per core. The result does not depend on it."""
+    """Processes; unset is one per core. The result is the same. How many ranks there are `mpirun` says."""
     overwrite: bool = False
     """Replace what the folder holds if that was prepared in another way."""
 
@@ -119,34 +130,40 @@ class Identity(Settings):
         return [name for name in Identity.model_fields if getattr(self, name) != getattr(other, name)]
 
 
-class Report(Settings):
-    """What became of the input's documents."""
-
-    kept: int
-    dropped: dict[str, int]
-    """By reason: `empty`, `copies`, or the name of the predicate that failed."""
+Start = Callable[[int], AbstractContextManager[Pool]]
+"""Gives workers for so many tasks."""
 
 
 def prepare(settings: PrepareSettings, progress: bool = True) -> Manifest:
     """Prepare the folder, go on with it, or find it complete; its manifest.
 
-    ConfigError when the folder holds something else; DataError for an unreadable input, with file and line;
-    LaunchError when the disk or the memory does not suffice.
+    ConfigError when the folder holds something else; DataError for an unreadable input, with file and line, unless
+    such are skipped; LaunchError when the disk or the memory does not suffice, or there are no ranks to work.
     """
-    files = find_files(settings.inputs)
+    if settings.executor == "mpi":
+        return on_ranks(lambda pool: _prepare(settings, progress, lambda _: nullcontext(pool)))
+    workers = settings.workers or len(os.sched_getaffinity(0))
+    return _prepare(settings, progress, lambda tasks: processes(min(workers, tasks)))
+
+
+def _prepare(settings: PrepareSettings, progress: bool, start: Start) -> Manifest:
+    faults = Faults()
+    on_fault = faults if settings.on_error == "skip" else stop
+    files = find_files(settings.inputs, on_fault)
     vocabulary = load_vocabulary(settings.vocabulary)
     identity = _identify(settings, files, vocabulary)
     folder = _claim(settings.out, identity, settings.overwrite)
     if (folder / MANIFEST).exists():
         manifest, state = _complete(folder), "is complete already"
     else:
-        works = _divide(settings, files, identity)
+        works = _divide(settings, files, identity, on_fault)
         _check_space(folder, works)
         try:
-            receipts = _run(settings, works, progress)
+            with start(len(works)) as pool:
+                receipts = _run(settings, works, pool, progress)
         finally:
             _remove_temporaries(folder)
-        manifest, state = _finish(settings, identity, vocabulary, receipts), "is complete"
+        manifest, state = _finish(settings, identity, vocabulary, receipts, faults), "is complete"
     if progress:
         documents, tokens = manifest.total("documents"), manifest.total("tokens")
         Console(stderr=True, soft_wrap=True).print(f"{folder} {state}: {documents:,} documents, {tokens:,} tokens")
@@ -157,7 +174,7 @@ def prepare(settings: PrepareSettings, progress: bool = True) -> Manifest:
 
 
 def _identify(settings: PrepareSettings, files: Sequence[Path], vocabulary: Vocabulary) -> Identity:
-    segmenter = make_segmenter(settings.segmenter)
+    segmenter = make_segmenter(settings.segmenter, settings.user_dictionary)
     return Identity(
         format=FORMAT,
         inputs=settings.inputs,
@@ -237,20 +254,22 @@ def _complete(folder: Path) -> Manifest:
 # ------------------------------------------------------------------------------------------------------------- the work
 
 
-def _divide(settings: PrepareSettings, files: Sequence[Path], identity: Identity) -> list[Work]:
+def _divide(settings: PrepareSettings, files: Sequence[Path], identity: Identity, on_fault: OnFault) -> list[Work]:
     """Tasks in the order of the input; small files share one."""
     job = Job(
         folder=settings.out,
         vocabulary=settings.vocabulary,
         lowercase=settings.lowercase,
         segmenter=settings.segmenter,
+        user_dictionary=settings.user_dictionary,
         separation=settings.separation,
         field=settings.field,
         clean=settings.clean,
+        on_error=settings.on_error,
         identity=identity.digest,
     )
     size = min(max(sum(map(text_size, files)) // _TASKS, _SMALLEST_TASK), _LARGEST_TASK)
-    pieces = chain.from_iterable(cut(path, size, settings.separation) for path in files)
+    pieces = chain.from_iterable(cut(path, size, settings.separation, on_fault) for path in files)
     return [Work(job, number, group) for number, group in enumerate(_group(pieces, size))]
 
 
@@ -279,23 +298,23 @@ def _check_space(folder: Path, works: Sequence[Work]) -> None:
         )
 
 
-def _run(settings: PrepareSettings, works: Sequence[Work], progress: bool) -> list[Receipt]:
+def _run(settings: PrepareSettings, works: Sequence[Work], pool: Pool, progress: bool) -> list[Receipt]:
     """Survey if asked, encode, and encode again when the bound had to move for both splits to have a document."""
-    workers = settings.workers or len(os.sched_getaffinity(0))
 
-    def run_all_shown(label: str, function: Callable[[Work], T], works: Sequence[Work]) -> list[T]:
-        gauge = Gauge()
-        with bar(label, sum(work.size for work in works), gauge, shown=progress):
-            return run_all(function, works, workers, gauge)
+    def run(label: str, function: Callable[[Work], T], works: Sequence[Work]) -> list[T]:
+        with bar(label, sum(work.size for work in works), pool.gauge, shown=progress):
+            return pool.run(function, works)
 
     if settings.deduplicate:
-        copies = later_copies(run_all_shown("survey", survey, works))
+        copies = later_copies(run("survey", survey, works))
         works = [replace(work, copies=frozenset(part.tolist())) for work, part in zip(works, copies, strict=True)]
     bound = int(settings.heldout * KEYS)
-    receipts = run_all_shown("prepare", encode, [replace(work, heldout_below=bound) for work in works])
-    settled = settle(bound, min(one.lowest for one in receipts), max(one.highest for one in receipts))
+    receipts = run("prepare", encode, [replace(work, heldout_below=bound) for work in works])
+    settled = settle(
+        bound, min((one.lowest for one in receipts), default=0), max((one.highest for one in receipts), default=0)
+    )
     if settled != bound:
-        receipts = run_all_shown("prepare", encode, [replace(work, heldout_below=settled) for work in works])
+        receipts = run("prepare", encode, [replace(work, heldout_below=settled) for work in works])
     return receipts
 
 
@@ -308,14 +327,18 @@ def settle(bound: int, lowest: int, highest: int) -> int:
 
 
 def _finish(
-    settings: PrepareSettings, identity: Identity, vocabulary: Vocabulary, receipts: Sequence[Receipt]
+    settings: PrepareSettings,
+    identity: Identity,
+    vocabulary: Vocabulary,
+    receipts: Sequence[Receipt],
+    before: Faults,
 ) -> Manifest:
     """Write all that is written once; the manifest last."""
     folder = settings.out
     shards = tuple(shard for receipt in receipts for shard in receipt.shards)
-    dropped = sum((Counter(receipt.dropped) for receipt in receipts), Counter[str]())
+    report = make_report(receipts, before)
     if not shards:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items()) or "only white space"
+        reasons = ", ".join(f"{count} {reason}" for reason, count in report.losses) or "only white space"
         raise DataError(f"no document is left of {', '.join(settings.inputs)} ({reasons}); give more text")
     manifest = Manifest(
         format=identity.format,
@@ -326,11 +349,12 @@ def _finish(
         sources=settings.inputs,
         shards=shards,
     )
-    report = Report(kept=manifest.total("documents"), dropped=dict(sorted(dropped.items())))
     for stray in {*_shards_in(folder)} - {folder / shard.name for shard in shards}:
         stray.unlink()  # of the round before the bound moved
     write_atomically(folder / VOCABULARY, vocabulary.data)
     write_atomically(folder / REPORT, report.model_dump_json(indent=1) + "\n")
     write_manifest(folder, manifest)
     shutil.rmtree(folder / RECEIPTS, ignore_errors=True)
+    if report.faults:
+        print(summary(report, folder / REPORT), file=sys.stderr)  # noqa: T201 - also without a progress bar
     return manifest

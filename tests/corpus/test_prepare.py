@@ -1,5 +1,6 @@
 """The same bytes from any number of processes and after any crash; every document once, copies on one side."""
 
+import gzip
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nezha_ds.corpus import encode
+from nezha_ds.corpus import encode, sources
 from nezha_ds.corpus import prepare as module
 from nezha_ds.corpus.clean import CleanSettings
 from nezha_ds.corpus.dedup import KEYS, document_key
@@ -28,7 +29,7 @@ from nezha_ds.text.document import DocumentEncoder
 from nezha_ds.text.normalize import normalize
 from nezha_ds.text.segment import make_segmenter
 from nezha_ds.text.tokenizer import Tokenizer
-from nezha_ds.text.vocab import load_vocabulary
+from nezha_ds.text.vocab import SPECIAL_TOKENS, load_vocabulary
 
 STATUTES = find_files(["embedded"])[1]
 TASK_BYTES = 200_000
@@ -100,6 +101,28 @@ def test_shards_hold_what_the_encoder_gives(tmp_path: Path, text: Path) -> None:
     assert manifest.total("sentences") == sum(len(document.sentences) for document in expected)
     unknown = load_vocabulary().unk_id
     assert manifest.total("unknowns") == sum(document.ids.tolist().count(unknown) for document in expected)
+
+
+def test_anonymised_ids_keep_their_words(tmp_path: Path) -> None:
+    vocabulary = tmp_path / "vocab.txt"
+    vocabulary.write_text("\n".join([*SPECIAL_TOKENS, *map(str, range(100)), "##7"]))
+    source = write_documents(tmp_path / "a.txt", "12 7 997 400\n5 5", "8")
+    options = {"vocabulary": vocabulary, "segmenter": "pretokenized", "heldout": 0.0}
+    manifest = run(tmp_path / "out", source, **options)
+    first = 5  # entry "0"
+    assert tokens_of(tmp_path / "out", "train") == [(17, 12, first + 99, 105, 1, 10, 10), (13,)]
+    columns = open_shard(tmp_path / "out", manifest.shards[0], 106)
+    assert unpack_words(columns).tolist() == [True, True, True, False, True, True, True, True]
+    assert columns.sentences.tolist() == [0, 5, 7]
+
+
+def test_a_user_dictionary_is_part_of_the_identity(tmp_path: Path) -> None:
+    source, words = write_documents(tmp_path / "a.txt", "用石墨烯芯片。"), tmp_path / "words.txt"
+    words.write_text("石墨烯芯片")
+    assert run(tmp_path / "out", source, user_dictionary=words).total("words") == 3
+    words.write_text("石墨烯")
+    with pytest.raises(ConfigError, match=r"different: segmenter\)"):
+        run(tmp_path / "out", source, user_dictionary=words)
 
 
 def test_small_files_share_a_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,7 +265,8 @@ def test_deduplication_keeps_the_first_whoever_reads(tmp_path: Path, monkeypatch
     encoder = DocumentEncoder(Tokenizer(load_vocabulary(), True), make_segmenter("rjieba"))
     expected = [tuple(encoder.encode(f"第{number}篇 文字。").ids.tolist()) for number in dict.fromkeys(numbers)]
     assert tokens_of(tmp_path / "one", "train") == expected
-    assert json.loads((tmp_path / "one" / "report.json").read_bytes()) == {"kept": 90, "dropped": {"copies": 210}}
+    report = json.loads((tmp_path / "one" / "report.json").read_bytes())
+    assert report == {"kept": 90, "dropped": {"copies": 210}, "removed_lines": 0, "faults": {}, "first_faults": []}
 
 
 @pytest.mark.parametrize("heldout", [0.0001, 0.02, 0.9999])
@@ -279,7 +303,16 @@ def test_cleaning_is_counted_by_reason(tmp_path: Path) -> None:
     )
     run(tmp_path / "out", source, clean=CleanSettings(min_characters=3, min_chinese=0.5), heldout=0.0)
     report = json.loads((tmp_path / "out" / "report.json").read_bytes())
-    assert report == {"kept": 1, "dropped": {"empty": 1, "not Chinese": 1, "too short": 2}}
+    assert (report["kept"], report["dropped"]) == (1, {"empty": 1, "not Chinese": 1, "too short": 2})
+
+
+def test_removed_lines_are_counted_and_gone(tmp_path: Path) -> None:
+    source = write_documents(tmp_path / "a.txt", "上一篇：甲\n正文。\n责任编辑：乙", "返回首页", "又一篇正文。")
+    clean = CleanSettings(boilerplate=("web",))
+    manifest = run(tmp_path / "out", source, clean=clean, heldout=0.0)
+    report = json.loads((tmp_path / "out" / "report.json").read_bytes())
+    assert (report["kept"], report["dropped"], report["removed_lines"]) == (2, {"empty": 1}, 2)
+    assert manifest.total("tokens") == len("正文。又一篇正文。")
 
 
 def test_a_fault_in_a_worker_reaches_the_user(tmp_path: Path, text: Path) -> None:
@@ -288,6 +321,79 @@ def test_a_fault_in_a_worker_reaches_the_user(tmp_path: Path, text: Path) -> Non
     with pytest.raises(DataError, match=r"bad\.jsonl, line 2: character 0 of the text is half a surrogate pair"):
         run(tmp_path / "out", bad, text, workers=2)
     assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def broken_inputs(folder: Path) -> list[Path]:
+    """One file with each kind of fault, good documents around it."""
+    good = '{"text": "好。"}\n'
+    rows = "".join(f'{{"text": "{number}{"字" * 1000}"}}\n' for number in range(500)).encode()
+    files = {
+        "a.txt": "甲文。\n\n乙".encode() + b"\xb0\n\n" + "丙文。".encode(),
+        "b.txt": "短文。\n\n".encode() + b"xy " * (1 << 19) + "\n\n后文。".encode(),
+        "c.jsonl.gz": gzip.compress(rows)[:-50],
+        "d.jsonl": (good + '{"body": "x"}\n' + good + '{"text": "\\ud800"}\n' + good + '{"text": "半').encode(),
+        "e.txt": b"",
+        "f.parquet": b"no table at all",
+        "g.arrow": b"no table either",
+    }
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    return [folder / name for name in files]
+
+
+def test_broken_input_is_counted_and_named_and_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sources, "MAX_DOCUMENT_BYTES", 1 << 20)
+    run(tmp_path / "one", *broken_inputs(tmp_path), on_error="skip", deduplicate=True)
+    report = json.loads((tmp_path / "one" / "report.json").read_bytes())
+    assert report["faults"] == {
+        "damaged file": 3,
+        "empty file": 1,
+        "not JSON": 1,
+        "not UTF-8": 1,
+        "not Unicode": 1,
+        "too long": 1,
+        "wrong field": 1,
+    }
+    named = [line.removeprefix(f"{tmp_path}/") for line in report["first_faults"]]
+    expected = (
+        *("e.txt is empty", "f.parquet is damaged", "a.txt, line 3: not UTF-8", "b.txt, line 3: no end"),
+        *("c.jsonl.gz, line ", "d.jsonl, line 2: no field 'text'", "d.jsonl, line 4: character 0 of the text is half"),
+        *("d.jsonl, line 6: not JSON", "g.arrow is damaged"),
+    )
+    assert [line.startswith(part) for line, part in zip(named, expected, strict=True)] == [True] * 9
+    before_the_cut = int(named[4].split("line ")[1].split(":")[0].replace(",", "")) - 1
+    assert report["kept"] == 4 + 1 + before_the_cut > 300
+    assert report["dropped"] == {"copies": 2}
+    told = capsys.readouterr().err.splitlines()
+    assert told[0].startswith("faults of the input passed over: 3 damaged file, 1 empty file, ")
+    assert told[1:6] == report["first_faults"][:5]
+    assert told[6] == f"more in {tmp_path / 'one' / 'report.json'}"
+
+
+def test_two_workers_pass_over_the_same(tmp_path: Path, text: Path) -> None:
+    inputs = (text, *broken_inputs(tmp_path))  # several tasks
+    for name, workers in (("one", 1), ("two", 2)):
+        run(tmp_path / name, *inputs, on_error="skip", workers=workers)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+def test_a_stopped_preparation_goes_on_with_skip(tmp_path: Path, text: Path) -> None:
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"text": "好"}\n{"text": "半')
+    with pytest.raises(DataError, match=r"bad\.jsonl, line 2: not JSON"):
+        run(tmp_path / "out", text, bad)
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("train-0000[0-7]*")}
+    assert len(times) == 8
+    run(tmp_path / "out", text, bad, on_error="skip")
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+
+
+def test_nothing_but_faults_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"")
+    with pytest.raises(DataError, match=r"no document is left of .*a\.txt \(1 empty file\); give more text"):
+        run(tmp_path / "out", tmp_path / "a.txt", on_error="skip")
 
 
 def test_nothing_but_white_space_is_refused(tmp_path: Path) -> None:

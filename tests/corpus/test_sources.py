@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nezha_ds.corpus import sources
+from nezha_ds.corpus.faults import Fault, tell
 from nezha_ds.corpus.inputs import cut
 from nezha_ds.corpus.sources import Piece, Reading, Separation, read
 from nezha_ds.errors import DataError
@@ -113,13 +114,13 @@ def write_table(path: Path, columns: dict[str, list[str | None]]) -> None:
 def test_tables(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     write_table(path, {"content": ["甲", "乙", None, "丁"], "url": ["1", "2", "3", "4"]})
-    faults: list[str] = []
-    reading = Reading(field="content", on_fault=lambda fault: faults.append(str(fault)))
+    faults: list[Fault] = []
+    reading = Reading(field="content", on_fault=faults.append)
     pieces = cut(path, 1, "blank-line")
     assert len(pieces) == (2 if name == "a.parquet" else 1)
     assert [document.text for piece in pieces for document in read(piece, reading)] == ["甲", "乙", "丁"]
-    assert faults == [f"{path}, row 3: column 'content' is None, not a string"]
-    with pytest.raises(DataError, match=rf"{name}: no column 'text'; it has content, url: choose one with --field"):
+    assert tell(faults) == [f"{path}, row 3: column 'content' is None, not a string"]
+    with pytest.raises(DataError, match=rf"{name} has no column 'text' but content, url: choose one with --field"):
         texts(path)
 
 
@@ -127,7 +128,7 @@ def test_tables(tmp_path: Path, name: str) -> None:
 def test_damaged_tables_are_named(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_bytes(b"no table at all")
-    with pytest.raises(DataError, match=rf"{name}: damaged or not"):
+    with pytest.raises(DataError, match=rf"{name} is damaged or not"):
         texts(path)
 
 
@@ -165,10 +166,10 @@ def test_a_fault_in_a_later_piece_has_its_own_line(tmp_path: Path) -> None:
 def test_a_handler_that_returns_goes_on(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text(GOOD + "{\n\n{}\n" + GOOD)
-    faults: list[DataError] = []
+    faults: list[Fault] = []
     found = list(read(Piece(path, 0, None, 0), Reading(on_fault=faults.append)))
     assert [document.text for document in found] == ["好", "好"]
-    assert [str(fault).split(":")[0] for fault in faults] == [f"{path}, line 2", f"{path}, line 4"]
+    assert [text.split(":")[0] for text in tell(faults)] == [f"{path}, line 2", f"{path}, line 4"]
 
 
 def test_a_document_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,6 +178,54 @@ def test_a_document_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.M
     path.write_text("短\n\n" + "一行一篇\n" * 300_000)
     with pytest.raises(DataError, match=r"a\.txt, line 3: no end of the document .* --separation line"):
         texts(path)
+
+
+@given(
+    text=st.text(alphabet=st.sampled_from("长a \n\n\u3000"), max_size=120),
+    block=st.integers(1, 9),
+    separation=st.sampled_from(["blank-line", "line"]),
+)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_an_endless_document_takes_no_other_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, block: int, separation: Separation
+) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text(text)
+    monkeypatch.setattr(sources, "MAX_DOCUMENT_BYTES", 1000)
+    whole = [document.strip() for document in texts(path, separation=separation) if document.strip()]
+    monkeypatch.setattr(sources, "BLOCK_BYTES", block)
+    monkeypatch.setattr(sources, "MAX_DOCUMENT_BYTES", 20)
+    faults: list[Fault] = []
+    reading = Reading(separation, on_fault=faults.append)
+    found = [document.text.strip() for document in read(Piece(path, 0, None, 0), reading)]
+    kept = [document for document in found if document]
+    # What is lost is long, what is short is kept, and each loss is a fault; blanks at the edges count as length.
+    remaining = iter(whole)
+    assert all(any(document == other for other in remaining) for document in kept)
+    assert len(whole) - len(kept) <= len(faults) <= len(text.encode()) / 20
+    assert {fault.kind for fault in faults} <= {"too long"}
+
+
+@pytest.mark.parametrize("suffix", PACK)
+def test_what_stands_before_the_cut_of_an_archive_is_kept(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.jsonl{suffix}"
+    rows = [f"{number} {number**9}" * 30 for number in range(5000)]
+    data = PACK[suffix]("".join(json.dumps({"text": row}) + "\n" for row in rows).encode())
+    path.write_bytes(data[: len(data) * 19 // 20])
+    faults: list[Fault] = []
+    found = [document.text for document in read(Piece(path, 0, None, 0), Reading(on_fault=faults.append))]
+    assert [fault.kind for fault in faults] == ["damaged file"]  # and not half a line of JSON besides
+    assert found == rows[: len(found)]
+
+
+def test_lines_of_many_faults_are_counted_in_one_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"1\n22\n333\n4")
+    opened: list[Path] = []
+    monkeypatch.setattr("nezha_ds.corpus.faults.open_text", lambda path: opened.append(path) or path.open("rb"))
+    faults = [Fault(kind="not UTF-8", path=path, place=place, reason="bad") for place in (9, 0, 2, 4)]
+    assert tell(faults) == [f"{path}, line {line}: bad" for line in (4, 1, 2, 2)]
+    assert opened == [path]
 
 
 def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:

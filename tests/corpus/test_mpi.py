@@ -1,0 +1,98 @@
+"""Real ranks under mpirun write the bytes that one process writes, and end together when one fails."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from nezha_ds.corpus import executor
+from nezha_ds.corpus import prepare as module
+from nezha_ds.corpus.prepare import PrepareSettings, prepare
+from nezha_ds.errors import LaunchError
+
+TASK_BYTES = 2000
+SCRIPT = f"""
+import sys
+from pathlib import Path
+from nezha_ds.corpus import prepare as module
+from nezha_ds.errors import NezhaError
+module._SMALLEST_TASK = {TASK_BYTES}
+*inputs, out, on_error = sys.argv[1:]
+settings = module.PrepareSettings(
+    inputs=tuple(inputs), out=Path(out), executor="mpi", deduplicate=True, on_error=on_error
+)
+try:
+    print(module.prepare(settings, progress=False).fingerprint)
+except NezhaError as error:
+    print(error, file=sys.stderr)
+    sys.exit(error.exit_code)
+"""
+
+
+def mpirun(folder: Path, *arguments: object) -> "subprocess.CompletedProcess[str]":
+    if shutil.which("mpirun") is None:
+        if os.environ.get("CI"):
+            pytest.fail("CI has no mpirun: install openmpi-bin")
+        pytest.skip("no mpirun on this machine")
+    script = folder / "script.py"
+    script.write_text(SCRIPT)
+    launcher = ["mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "3", sys.executable, str(script)]
+    paths = {**os.environ, "PYTHONPATH": str(Path(module.__file__).parents[2])}
+    return subprocess.run(
+        [*launcher, *map(str, arguments)], env=paths, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def write_text(path: Path) -> Path:
+    numbers = [number * 7 % 250 for number in range(400)]  # with copies
+    path.write_text("\n\n".join(f"第{number}篇文字，说的是{number % 9 * '好'}事。" for number in numbers))
+    return path
+
+
+def test_ranks_write_the_bytes_of_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_SMALLEST_TASK", TASK_BYTES)
+    source, bad = write_text(tmp_path / "a.txt"), tmp_path / "bad.jsonl"
+    bad.write_text('{"text": "好。"}\n{"text": "半')
+    inputs = (str(source), str(bad))
+    for workers in (1, 2):
+        settings = PrepareSettings(
+            inputs=inputs, out=tmp_path / str(workers), workers=workers, deduplicate=True, on_error="skip"
+        )
+        manifest = prepare(settings, progress=False)
+    done = mpirun(tmp_path, *inputs, tmp_path / "mpi", "skip")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [manifest.fingerprint] * 3
+    assert len(manifest.shards) >= 10
+    assert contents(tmp_path / "1") == contents(tmp_path / "2") == contents(tmp_path / "mpi")
+
+
+def test_a_fault_on_a_rank_ends_all_with_one_line(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"text": "好。"}\n{"text": "半')
+    done = mpirun(tmp_path, write_text(tmp_path / "a.txt"), bad, tmp_path / "out", "stop")
+    assert done.returncode == 2
+    assert done.stderr.count("bad.jsonl, line 2: not JSON") == 1
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_one_rank_has_nobody_to_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = SimpleNamespace(MPI=SimpleNamespace(COMM_WORLD=SimpleNamespace(Get_size=lambda: 1)))
+    monkeypatch.setitem(sys.modules, "mpi4py", alone)
+    monkeypatch.setitem(sys.modules, "mpi4py.futures", SimpleNamespace(MPICommExecutor=None))
+    with pytest.raises(LaunchError, match="has no rank but this one, which only hands out work; start it with `mpirun"):
+        executor.on_ranks(lambda _: None)
+
+
+def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mpi4py", None)
+    with pytest.raises(LaunchError, match=r"executor 'mpi' needs MPI \(.*mpi4py.*\); install one \(Debian: openmpi"):
+        executor.on_ranks(lambda _: None)
