@@ -35,12 +35,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def prepare(given: argparse.Namespace) -> int:
     """Text into shards."""
-    from nezha_ds.config import build
+    from nezha_ds.config import build, set_dotted
     from nezha_ds.corpus.prepare import PrepareSettings
     from nezha_ds.corpus.prepare import prepare as prepare_corpus
 
-    names = ("inputs", "out", "vocabulary", "segmenter", "separation", "field", "heldout", "deduplicate", "workers")
-    chosen = {name: getattr(given, name) for name in (*names, "overwrite") if getattr(given, name) is not None}
+    chosen = {
+        name: getattr(given, name) for name in PrepareSettings.model_fields if getattr(given, name, None) is not None
+    }
+    for override in given.cleaning:
+        set_dotted(chosen, f"clean.{override}")
     prepare_corpus(build(PrepareSettings, {**chosen, "lowercase": not given.cased}, "the command line"))
     return 0
 
@@ -131,6 +134,12 @@ def _command(commands: Any, name: str, run: Callable[[argparse.Namespace], int],
     return command
 
 
+_CLEANING = (
+    "leave documents out: min_characters, max_characters, min_chinese, max_repeated_lines, max_repeated_passages, "
+    "max_controls; or remove lines: boilerplate='[\"web\"]'; repeatable"
+)
+
+
 def _add_prepare(commands: Any) -> None:
     command = _command(
         commands,
@@ -139,17 +148,25 @@ def _add_prepare(commands: Any) -> None:
         "Turn text into shards: words, sentences and ids, in Arrow files with a manifest.",
         "  nezha-ds prepare embedded --out build/shards         the shipped novel and statutes\n"
         "  nezha-ds prepare news/*.jsonl.gz --field body --out shards\n"
-        "  nezha-ds prepare wiki/ --separation line --heldout 0.01 --out shards",
+        "  nezha-ds prepare wiki/ --separation line --heldout 0.01 --out shards\n"
+        "  nezha-ds prepare crawl/ --on-error skip --clean min_chinese=0.5 --out shards\n"
+        "  mpirun -n 64 nezha-ds prepare news/ --executor mpi --out shards",
     )
     command.add_argument("inputs", nargs="+", metavar="INPUT", help='files, folders, or "embedded"')
     command.add_argument("--out", required=True, help="folder for the shards")
     command.add_argument("--vocabulary", help="a vocab.txt (default: BERT-Chinese's 21,128 entries)")
     command.add_argument("--cased", action="store_true", help="keep capitals and accents")
-    command.add_argument("--segmenter", help="rjieba (default), jieba or character")
+    command.add_argument("--segmenter", help="rjieba (default), jieba, character or pretokenized")
+    command.add_argument("--user-dictionary", help="words to add to rjieba's or jieba's, in jieba's format")
     command.add_argument("--separation", help="what ends a document of plain text: blank-line (default), line or file")
     command.add_argument("--field", help='field of JSON lines or column of a table (default: "text")')
     command.add_argument("--heldout", type=float, help="share of documents for evaluation (default: 0.02)")
     command.add_argument("--deduplicate", action="store_true", help="keep the first of equal documents only")
+    command.add_argument("--clean", dest="cleaning", action="append", default=[], metavar="NAME=VALUE", help=_CLEANING)
+    command.add_argument(
+        "--on-error", choices=("stop", "skip"), help="broken input: stop (default), or count and go on"
+    )
+    command.add_argument("--executor", choices=("processes", "mpi"), help="processes (default), or the ranks of mpirun")
     command.add_argument("--workers", type=int, help="processes (default: one per core)")
     command.add_argument("--overwrite", action="store_true", help="replace a folder that was prepared otherwise")
 
