@@ -120,8 +120,9 @@ def build_loader(
 ) -> Loader:
     """This rank's micro-batches of a split from sample number `first` on, epoch after epoch, for ever.
 
-    `random_ids` are the entries that may replace a token. The plan is built first if there is none, on one rank of a
-    node before the others. ConfigError when the batch does not divide, DataError when the data is at fault.
+    `random_ids` are the entries that may replace a token. A plan is built first if there is none: let one rank of a
+    node do so (`load_plan`) before the others come here. ConfigError when the batch does not divide, DataError when the
+    data is at fault.
     """
     share = Share(first, micro_batch, global_batch, world)
     dataset, manifest = open_dataset(data, split, progress)
