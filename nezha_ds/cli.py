@@ -36,8 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def prepare(given: argparse.Namespace) -> int:
     """Text into shards."""
     from nezha_ds.config import build, set_dotted
-    from nezha_ds.corpus.prepare import PrepareSettings
     from nezha_ds.corpus.prepare import prepare as prepare_corpus
+    from nezha_ds.corpus.settings import PrepareSettings
 
     chosen = {
         name: getattr(given, name) for name in PrepareSettings.model_fields if getattr(given, name, None) is not None

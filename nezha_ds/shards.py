@@ -26,7 +26,7 @@ from nezha_ds.config import Settings
 from nezha_ds.errors import DataError
 from nezha_ds.files import sha256_of, write_atomically
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 VOCABULARY = "vocab.txt"
 SHARD_BYTES = 64 << 20
@@ -93,6 +93,8 @@ class ShardEntry(Settings):
 
     name: str
     split: Split
+    source: str
+    """The name of the source that all its documents are of."""
     documents: int
     sentences: int
     words: int
@@ -120,6 +122,15 @@ class SegmenterEntry(Settings):
     dictionary_sha256: str
 
 
+class SourceEntry(Settings):
+    """One of the texts that a corpus is made of."""
+
+    name: str
+    weight: int
+    """Its share of the samples, beside the weights of the others; 0 for what its length makes it."""
+    inputs: tuple[str, ...]
+
+
 class Manifest(Settings):
     """Everything that the contents of a prepared folder depend on."""
 
@@ -130,7 +141,7 @@ class Manifest(Settings):
     """Name and version of the normalisation, such as `plain/1`."""
     heldout: float
     """The share of documents set apart for evaluation, chosen by a hash of each document's text."""
-    sources: tuple[str, ...]
+    sources: tuple[SourceEntry, ...]
     shards: tuple[ShardEntry, ...]
 
     @property
@@ -179,7 +190,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def write_shard(
-    folder: Path, name: str, split: Split, columns: Columns, unknown_id: int, vocabulary_size: int
+    folder: Path, name: str, split: Split, source: str, columns: Columns, unknown_id: int, vocabulary_size: int
 ) -> ShardEntry:
     """Write one shard under a temporary name, sync it, rename it into place, and return its manifest entry."""
     data = _to_ipc(columns, pa.uint16() if vocabulary_size <= 1 << 16 else pa.uint32())
@@ -187,6 +198,7 @@ def write_shard(
     return ShardEntry(
         name=name,
         split=split,
+        source=source,
         documents=len(columns.documents) - 1,
         sentences=len(columns.sentences),
         words=int(np.bitwise_count(columns.word_bits).sum()),

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from nezha_ds.corpus.prepare import PrepareSettings, prepare
+from nezha_ds.corpus.prepare import prepare
+from nezha_ds.corpus.settings import PrepareSettings
 from tests.helpers import ranks
 
 # A time limit for each example fails on a busy machine.

@@ -39,7 +39,7 @@ def same(a: Columns, b: Columns) -> bool:
 @given(documents, st.sampled_from([VOCABULARY_SIZE, 1 << 16, 100_000]))
 def test_round_trip(tmp_path, documents, vocabulary_size):
     columns = to_columns(documents)
-    entry = write_shard(tmp_path, "a.arrow", "train", columns, SPECIAL.unk, vocabulary_size)
+    entry = write_shard(tmp_path, "a.arrow", "train", "random", columns, SPECIAL.unk, vocabulary_size)
     read = open_shard(tmp_path, entry, vocabulary_size)
     assert same(read, columns)
     assert read.tokens.dtype == (np.uint32 if vocabulary_size > 1 << 16 else np.uint16)
@@ -53,7 +53,7 @@ def test_round_trip(tmp_path, documents, vocabulary_size):
 
 def test_any_arrow_reader_sees_documents(tmp_path):
     documents = [[[[200, 201], [202]], [[203]]], [[[204]]]]
-    write_shard(tmp_path, "a.arrow", "train", to_columns(documents), SPECIAL.unk, VOCABULARY_SIZE)
+    write_shard(tmp_path, "a.arrow", "train", "random", to_columns(documents), SPECIAL.unk, VOCABULARY_SIZE)
     rows = pa.ipc.open_file(pa.memory_map(str(tmp_path / "a.arrow"))).read_all().to_pylist()
     assert rows == [
         {"tokens": [200, 201, 202, 203], "words": [True, False, True, True], "sentences": [0, 3]},
@@ -83,7 +83,7 @@ def test_word_bits(flags):
 
 def test_unknowns_are_counted(tmp_path):
     columns = to_columns([[[[SPECIAL.unk], [200]], [[SPECIAL.unk]]]])
-    assert write_shard(tmp_path, "a.arrow", "train", columns, SPECIAL.unk, VOCABULARY_SIZE).unknowns == 2
+    assert write_shard(tmp_path, "a.arrow", "train", "random", columns, SPECIAL.unk, VOCABULARY_SIZE).unknowns == 2
 
 
 # --------------------------------------------------------------------------------------------------------------- damage
@@ -98,7 +98,7 @@ def test_the_manifest_round_trips_and_its_fingerprint_covers_it(prepared):
     folder, manifest = prepared
     assert read_manifest(folder) == manifest
     assert read_manifest(folder).fingerprint == manifest.fingerprint
-    for change in ({"heldout": 0.2}, {"normalisation": "plain/2"}, {"sources": ("other",)}):
+    for change in ({"heldout": 0.2}, {"normalisation": "plain/2"}, {"sources": ()}):
         changed = Manifest.model_validate(manifest.model_dump() | change)
         assert changed.fingerprint != manifest.fingerprint
     assert [entry.name for entry in manifest.of("train")] == ["train-00000.arrow", "train-00001.arrow"]
@@ -214,14 +214,14 @@ from tests.data.folders import random_columns
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 try:
-    write_shard(Path(sys.argv[1]), "a.arrow", "train", random_columns(1, 5000), 100, 1000)
+    write_shard(Path(sys.argv[1]), "a.arrow", "train", "random", random_columns(1, 5000), 100, 1000)
 except NezhaError as error:
     sys.exit(f"{type(error).__name__}: {error}")
 """
 
 
 def test_a_full_disk_leaves_the_old_shard_and_no_rubbish(tmp_path):
-    old = write_shard(tmp_path, "a.arrow", "train", random_columns(0, 20), SPECIAL.unk, VOCABULARY_SIZE)
+    old = write_shard(tmp_path, "a.arrow", "train", "random", random_columns(0, 20), SPECIAL.unk, VOCABULARY_SIZE)
     run = subprocess.run([sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True)
     assert run.returncode == 1
     assert "LaunchError: cannot write" in run.stderr

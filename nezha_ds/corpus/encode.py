@@ -68,6 +68,8 @@ class Work:
 
     job: Job
     number: int
+    source: str
+    """The name of the source that the pieces are of."""
     pieces: tuple[Piece, ...]
     heldout_below: int = 0
     """Documents with a key under this one are held out."""
@@ -88,7 +90,7 @@ class Work:
     def digest(self) -> str:
         """What the receipt must carry to stand for this work."""
         places = [(str(piece.path), piece.start, piece.stop) for piece in self.pieces]
-        text = repr((self.job.identity, self.number, places, self.heldout_below, sorted(self.copies)))
+        text = repr((self.job.identity, self.number, self.source, places, self.heldout_below, sorted(self.copies)))
         return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -223,6 +225,7 @@ class _ShardWriter:
     def __init__(self, work: Work, split: Split, vocabulary: Vocabulary) -> None:
         self._folder, self._name = work.job.folder, f"{split}-{work.number:05d}"
         self._split: Split = split
+        self._source = work.source
         self._vocabulary = vocabulary
         self._id_type = np.dtype(np.uint16 if len(vocabulary) <= 1 << 16 else np.uint32)
         self._waiting: list[EncodedDocument] = []
@@ -246,7 +249,7 @@ class _ShardWriter:
         columns = columns_of(self._waiting, self._id_type)
         self._waiting, self._bytes = [], 0
         unknown, size = self._vocabulary.unk_id, len(self._vocabulary)
-        self._entries.append(write_shard(self._folder, name, self._split, columns, unknown, size))
+        self._entries.append(write_shard(self._folder, name, self._split, self._source, columns, unknown, size))
 
 
 def document_bytes(document: EncodedDocument, id_type: np.dtype[Any]) -> int:

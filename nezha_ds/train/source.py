@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nezha_ds.corpus.inspect import folder_vocabulary
-from nezha_ds.corpus.prepare import PrepareSettings, prepare
+from nezha_ds.corpus.prepare import prepare
+from nezha_ds.corpus.settings import PrepareSettings
 from nezha_ds.data.collate import SpecialIds
 from nezha_ds.data.loader import Loader, build_evaluation, build_loader
 from nezha_ds.data.plan import load_plan

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from nezha_ds.corpus.inputs import EMBEDDED, find_files
-from nezha_ds.corpus.prepare import PrepareSettings, prepare
+from nezha_ds.corpus.prepare import prepare
+from nezha_ds.corpus.settings import PrepareSettings
 from nezha_ds.text.vocab import SHIPPED
 from tests.bench.ours.samples import rows_of
 from tests.bench.ours.scrape import exporter_of_a_run

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from nezha_ds.corpus.prepare import PrepareSettings, prepare
+from nezha_ds.corpus.prepare import prepare
+from nezha_ds.corpus.settings import PrepareSettings
 
 
 @pytest.fixture(scope="session")

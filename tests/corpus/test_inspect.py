@@ -8,7 +8,8 @@ import pytest
 from rich.console import Console
 
 from nezha_ds.corpus.inspect import beginnings, entropy, render, show, statistics, table
-from nezha_ds.corpus.prepare import PrepareSettings, prepare
+from nezha_ds.corpus.prepare import prepare
+from nezha_ds.corpus.settings import PrepareSettings
 from nezha_ds.errors import DataError
 from nezha_ds.shards import open_shard, read_manifest
 

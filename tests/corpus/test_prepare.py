@@ -21,7 +21,8 @@ from nezha_ds.corpus import prepare as module
 from nezha_ds.corpus.clean import CleanSettings
 from nezha_ds.corpus.dedup import KEYS, document_key
 from nezha_ds.corpus.inputs import find_files
-from nezha_ds.corpus.prepare import PrepareSettings, prepare, settle
+from nezha_ds.corpus.prepare import prepare, settle
+from nezha_ds.corpus.settings import PrepareSettings
 from nezha_ds.corpus.sources import Piece, Reading, read
 from nezha_ds.errors import ConfigError, DataError, LaunchError
 from nezha_ds.shards import Manifest, Split, open_shard, read_manifest, unpack_words

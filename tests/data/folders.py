@@ -11,6 +11,7 @@ from nezha_ds.shards import (
     Columns,
     Manifest,
     SegmenterEntry,
+    SourceEntry,
     Split,
     TokenizerEntry,
     pack_words,
@@ -72,7 +73,7 @@ def write_folder(folder: Path, shards: list[Columns], heldout: list[Columns] | N
     parts: list[tuple[Split, Columns]] = [("train", part) for part in shards]
     parts += [("heldout", part) for part in heldout or []]
     entries = [
-        write_shard(folder, f"{split}-{number:05d}.arrow", split, part, SPECIAL.unk, VOCABULARY_SIZE)
+        write_shard(folder, f"{split}-{number:05d}.arrow", split, "random", part, SPECIAL.unk, VOCABULARY_SIZE)
         for number, (split, part) in enumerate(parts)
     ]
     manifest = Manifest(
@@ -83,7 +84,7 @@ def write_folder(folder: Path, shards: list[Columns], heldout: list[Columns] | N
         segmenter=SegmenterEntry(name="none", version="1", dictionary_sha256="0" * 64),
         normalisation="plain/1",
         heldout=0.1,
-        sources=("random",),
+        sources=(SourceEntry(name="random", weight=0, inputs=("random",)),),
         shards=tuple(entries),
     )
     write_manifest(folder, manifest)

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from nezha_ds.corpus.prepare import PrepareSettings, prepare
+from nezha_ds.corpus.prepare import prepare
+from nezha_ds.corpus.settings import PrepareSettings
 
 DOCUMENTS = 60
 TEXT = "\n\n".join(

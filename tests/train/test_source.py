@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from nezha_ds.config import build
-from nezha_ds.corpus.prepare import PrepareSettings, prepare
+from nezha_ds.corpus.prepare import prepare
+from nezha_ds.corpus.settings import PrepareSettings
 from nezha_ds.errors import DataError
 from nezha_ds.text.vocab import load_vocabulary, parse_vocabulary
 from nezha_ds.train.ranks import Ranks

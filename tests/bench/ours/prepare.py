@@ -4,7 +4,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from nezha_ds.corpus.prepare import PrepareSettings, prepare
+from nezha_ds.corpus.prepare import prepare
+from nezha_ds.corpus.settings import PrepareSettings
 
 
 def side(folder: str, copies: int, workers: int) -> Callable[[], float]:
