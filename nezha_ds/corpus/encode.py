@@ -6,6 +6,7 @@ being filled, not by the input: 0.55 GB at most, 0.17 GB for tasks of 4 MB.
 """
 
 import hashlib
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -121,7 +122,7 @@ def _tools(job: Job) -> tuple[Vocabulary, DocumentEncoder]:
 
 def survey(work: Work) -> Survey:
     """Keys, and sketches if asked for, of the documents that cleaning leaves, in order."""
-    keys: list[int] = []
+    keys = array("Q")
 
     def texts() -> Iterator[str]:
         for candidate in _candidates(work, Faults()):
@@ -130,7 +131,7 @@ def survey(work: Work) -> Survey:
                 yield candidate.text
 
     found = sketches(texts(), work.job.sketch)
-    return Survey(np.array(keys, dtype=np.uint64), found)
+    return Survey(np.frombuffer(keys, dtype=np.uint64), found)
 
 
 def encode(work: Work) -> Receipt:

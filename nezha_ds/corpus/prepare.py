@@ -2,7 +2,7 @@
 
 1. The input is divided into tasks of 4 to 80 MB of text, by the files alone (`sources.cut`).
 2. With `deduplicate` or `near_duplicates`, a survey reads every task's document keys and sketches and names the later
-   copies. A restart surveys again: reading and cleaning, a tenth of the time.
+   copies. A restart surveys again: reading, cleaning and sketching, a fifth of the time.
 3. Each task writes its shards and then its receipt. A restart finds finished tasks by their receipts.
 4. A document is held out when its key, a hash of its text, is under a bound, so copies share a side. When that leaves
    a side without any document, which happens to a small corpus, the bound moves just far enough and step 3 runs again:

@@ -31,8 +31,8 @@ BEGINNING = 60
 """Characters of a beginning."""
 LINE = (2, 100)
 """Fewest and most characters of a line that is counted: what surrounds a text is short."""
-LISTED = 100
-"""Lines that a task hands on."""
+LISTED = 50
+"""Lines that a task hands on: 12 KB, 150 MB for the tasks of a terabyte."""
 COUNTED = 1 << 17
 """Lines that a task counts at once, at most: about 30 MB."""
 
@@ -102,13 +102,6 @@ class Example(Settings):
     beginning: str
 
 
-class Line(Settings):
-    """A line and how many documents have it."""
-
-    text: str
-    documents: int
-
-
 class Quality(Settings):
     """What one task saw, or all."""
 
@@ -121,8 +114,8 @@ class Quality(Settings):
     """By reason, those with the lowest keys."""
     distributions: dict[str, Distribution]
     """Of the measured documents, empty ones left out, by what was measured."""
-    lines: tuple[Line, ...]
-    """Those that most of the measured documents kept have, and more than one."""
+    lines: dict[str, int]
+    """How many of the measured documents kept have a line, for those that most have, and more than one."""
     lines_short_by: int
     """A count may be so many too low, and a line that is not listed may stand in so many more than the last that is."""
 
@@ -209,17 +202,17 @@ class LineCounter:
             self._counts = Counter({line: count for line, count in self._counts.items() if count > middle})
             self._forgotten += middle
 
-    def most(self) -> tuple[tuple[Line, ...], int]:
+    def most(self) -> tuple[dict[str, int], int]:
         """The lines that more than one document has, most first, and by how much a count may be short."""
         listed, best = most_frequent(self._counts, self._listed)
         return listed, self._forgotten + best
 
 
-def most_frequent(counts: Mapping[str, int], listed: int) -> tuple[tuple[Line, ...], int]:
+def most_frequent(counts: Mapping[str, int], listed: int) -> tuple[dict[str, int], int]:
     """Up to `listed` lines that more than one document has, most first, and the count of the best that is left out."""
     ordered = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
-    chosen = [Line(text=text, documents=count) for text, count in ordered[:listed] if count > 1]
-    return tuple(chosen), max((count for _, count in ordered[len(chosen) : len(chosen) + 1]), default=0)
+    chosen = {text: count for text, count in ordered[:listed] if count > 1}
+    return chosen, max((count for _, count in ordered[len(chosen) : len(chosen) + 1]), default=0)
 
 
 def together(parts: Sequence[Quality], listed: int) -> Quality:
@@ -230,7 +223,7 @@ def together(parts: Sequence[Quality], listed: int) -> Quality:
             counts.setdefault(reason, []).append(count)
         for reason, some in part.examples.items():
             examples.setdefault(reason, []).extend(some)
-        lines.update({line.text: line.documents for line in part.lines})
+        lines.update(part.lines)
     return Quality(
         kept=_sum([part.kept for part in parts]),
         dropped={reason: _sum(counts[reason]) for reason in sorted(counts)},

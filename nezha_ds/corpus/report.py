@@ -14,7 +14,7 @@ from rich.table import Table
 from nezha_ds.config import Settings
 from nezha_ds.corpus.encode import Receipt
 from nezha_ds.corpus.faults import Faults, tell
-from nezha_ds.corpus.quality import Distribution, Line, Quality, together
+from nezha_ds.corpus.quality import Distribution, Quality, together
 from nezha_ds.errors import DataError
 
 REPORT = "report.json"
@@ -42,8 +42,8 @@ class Report(Settings):
     """Of how many documents one was measured for what follows, chosen by a hash of its text."""
     distributions: dict[str, Distribution]
     """Of what predicates look at, whether they are on or off."""
-    frequent_lines: tuple[Line, ...]
-    """Lines that several of the measured documents kept have."""
+    frequent_lines: dict[str, int]
+    """How many of the measured documents kept have a line, for those that most have."""
     frequent_lines_short_by: int
     """A count may be so many too low, and a line that is not listed may stand in so many more than the last that is."""
     faults: dict[str, int]
@@ -110,8 +110,8 @@ def show(report: Report, console: Console) -> None:
     console.print(_measures(report))
     if report.frequent_lines:
         console.print("[bold]lines that most documents kept have[/], by documents measured:")
-        for line in report.frequent_lines[:_SHOWN]:
-            console.print(f"  {line.documents:,}  {escape(line.text)}")
+        for line, documents in [*report.frequent_lines.items()][:_SHOWN]:
+            console.print(f"  {documents:,}  {escape(line)}")
 
 
 def _losses(report: Report) -> Table:
@@ -127,20 +127,22 @@ def _losses(report: Report) -> Table:
         grid.add_row(name, f"{some:,}", shares[0], f"{size:,}", shares[1], escape(example[:_EXAMPLE]))
     for column in grid.columns[1:5]:
         column.justify = "right"
+    for column in grid.columns[:5]:
+        column.no_wrap = True  # on a narrow terminal the example gives way
     return grid
 
 
-_EXAMPLE = 20
+_EXAMPLE = 10
 """Characters of an example on the terminal."""
 _QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)
 
 
 def _measures(report: Report) -> Table:
-    measured = sum(sum(one.kept) + sum(one.dropped) for one in report.distributions.values()) // len(
-        report.distributions
-    )
-    sample = f"{measured:,} measured" + (f", 1 in {report.measured_one_in}" if report.measured_one_in > 1 else "")
-    grid = Table(f"of {sample}", *(f"{share:.0%} below" for share in _QUANTILES), box=None, header_style="bold")
+    lengths = report.distributions["characters"]
+    sample = f"of {sum(lengths.kept) + sum(lengths.dropped):,} measured"
+    if report.measured_one_in > 1:
+        sample += f" (1 in {report.measured_one_in:,})"
+    grid = Table(sample, *(f"{share:.0%} below" for share in _QUANTILES), box=None, header_style="bold")
     for name, one in report.distributions.items():
         grid.add_row(name, *_quantiles(one))
     return grid
