@@ -5,9 +5,9 @@
 - The lines that stand in most documents kept, which is what boilerplate looks like.
 
 Counts are of all documents. Distributions and lines are of one in `every`, chosen by the document's key, since to
-measure all would cost a third of the encoding: one in 16, or fewer so that about 64 MB of text are measured, or all of
-a corpus under 8 MB (2% to 3% of a preparation's time). Every task tallies its own documents, and the tallies are added
-up, so that the result is the same from any number of processes and after any restart.
+measure all would cost half of a preparation's time: one in 32 (2%), or fewer so that about 32 MB of text are measured,
+or all of a corpus under 8 MB. Every task tallies its own documents, and the tallies are added up, so that the result is
+the same from any number of processes and after any restart.
 """
 
 from bisect import bisect_left, bisect_right
@@ -37,8 +37,8 @@ COUNTED = 1 << 17
 """Lines that a task counts at once, at most: about 30 MB."""
 
 _ALL_BELOW = 8 << 20
-_MEASURED = 64 << 20
-_FEWEST = 16
+_MEASURED = 32 << 20
+_FEWEST = 32
 
 
 def one_in(size: int) -> int:

@@ -198,7 +198,7 @@ def test_bins_and_limits_agree_at_the_edge(measure: quality.Measure, monkeypatch
 
 
 def test_a_share_of_the_documents_is_measured() -> None:
-    assert [one_in(size) for size in (0, 1 << 20, 8 << 20, 1 << 30, 10 << 30)] == [1, 1, 16, 16, 160]
+    assert [one_in(size) for size in (0, 1 << 20, 8 << 20, 1 << 30, 10 << 30)] == [1, 1, 32, 32, 320]
 
 
 # -------------------------------------------------------------------------------------------------------- the showing
