@@ -54,8 +54,9 @@ def inspect(given: argparse.Namespace) -> int:
     from rich.console import Console
 
     from nezha_ds.config import build
-    from nezha_ds.corpus.inspect import as_json, folder_report, folder_vocabulary, show, statistics, table
+    from nezha_ds.corpus.inspect import as_json, folder_report, folder_vocabulary, statistics
     from nezha_ds.corpus.page import page
+    from nezha_ds.corpus.terminal import show, table
     from nezha_ds.data.preview import preview
     from nezha_ds.data.settings import DataSettings, MaskingSettings
     from nezha_ds.files import write_atomically
@@ -73,6 +74,7 @@ def inspect(given: argparse.Namespace) -> int:
         show(masks.rows, vocabulary.tokens, console)
     if given.html:
         write_atomically(given.html, page(given.folder, found, masks, vocabulary, report))
+        print(f"{given.html} holds the page", file=sys.stderr)  # noqa: T201 - stdout may be JSON
     return 0
 
 

@@ -2,7 +2,7 @@
 
 Samples and masks come from the functions that feed a run. Of a folder with up to 8 shards for training they are the
 very ones of its first epoch; of a larger one, 8 shards spread over it are cut as if they were all there is. A million
-places are counted, which settles the rate to 0.05 points; 0.2 s, and up to 0.7 s for each shard of 64 MB.
+places are counted, which settles the rate to 0.05 points: 0.1 s, and 0.3 s for each shard of 64 MB.
 """
 
 from collections.abc import Iterator

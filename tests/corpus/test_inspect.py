@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -12,24 +13,21 @@ from rich.console import Console
 from nezha_ds.corpus import inspect
 from nezha_ds.corpus.inspect import (
     as_json,
-    bars,
     by_length,
     edges,
     entropy,
     folder_report,
     folder_vocabulary,
-    render,
-    show,
     statistics,
-    table,
     word,
 )
 from nezha_ds.corpus.prepare import REPORT, prepare
 from nezha_ds.corpus.settings import PrepareSettings
+from nezha_ds.corpus.terminal import bars, render, show, table
 from nezha_ds.data.preview import Preview, Row, preview
 from nezha_ds.data.settings import DataSettings, MaskingSettings
 from nezha_ds.errors import DataError
-from nezha_ds.shards import Columns, open_shard, read_manifest
+from nezha_ds.shards import Columns, open_shard, pack_words, read_manifest
 from nezha_ds.text.vocab import load_vocabulary
 
 
@@ -45,7 +43,9 @@ def row(*tokens: str, words: str, predicted: str, known: dict[str, int]) -> Row:
     return Row(number=0, ids=ids, seen=ids, word_starts=begins, text=text, predicted=hidden)
 
 
-def test_statistics_equal_a_slow_recount(tmp_path: Path) -> None:
+@pytest.mark.parametrize("block", [8, inspect._BLOCK])
+def test_statistics_equal_a_slow_recount(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    monkeypatch.setattr(inspect, "_BLOCK", block)
     source = tmp_path / "a.txt"
     source.write_text("\n\n".join(f"第{number}篇。今天天气很好，我们去公园！" + "好" * number for number in range(40)))
     prepare(PrepareSettings(inputs=(str(source),), out=tmp_path / "out", workers=1, heldout=0.3), progress=False)
@@ -81,8 +81,9 @@ def test_statistics_equal_a_slow_recount(tmp_path: Path) -> None:
 
 def test_of_a_wide_vocabulary_words_of_three_tokens_fit(tmp_path: Path) -> None:
     tokens = np.array([70000, 999, 70000, 999, 1, 2, 3, 4, 5, 6, 7, 0, 0], np.uint32)
-    columns = Columns(tokens, word_bits=np.zeros(0, np.uint8), documents=np.zeros(0, int), sentences=np.zeros(0, int))
-    packed = inspect._pack(columns, np.array([0, 2, 4, 7, 11]), np.array([2, 2, 3, 4, 2]), inspect._bits(70001))
+    starts = np.array([n in (0, 2, 4, 7, 11) for n in range(len(tokens))])
+    columns = Columns(tokens, pack_words(starts), documents=np.zeros(0, int), sentences=np.zeros(0, int))
+    packed = inspect._pack(columns, 100, inspect._bits(70001))
     assert [*inspect._most_frequent([packed], 17)] == [((70000, 999), 2), ((0, 0), 1), ((1, 2, 3), 1)]
 
 
@@ -195,3 +196,13 @@ def test_a_swapped_vocabulary_is_refused(tmp_path: Path) -> None:
     vocabulary.write_bytes(vocabulary.read_bytes() + b"one more\n")
     with pytest.raises(DataError, match=r"vocab\.txt is not the vocabulary that .* was prepared with"):
         folder_vocabulary(tmp_path / "out", read_manifest(tmp_path / "out"))
+
+
+def test_a_bar_shows_where_there_is_much_to_read(
+    embedded: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    statistics(embedded, progress=True)
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr(inspect, "_QUICK", 0)
+    statistics(embedded, progress=True)
+    assert re.fullmatch(r"inspect .* 7\.6/7\.6 MB .*\n", capsys.readouterr().err)
