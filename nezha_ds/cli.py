@@ -5,6 +5,7 @@ line on stderr and its exit code, 2; anything else is a fault of ours and keeps 
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -49,22 +50,31 @@ def prepare(given: argparse.Namespace) -> int:
 
 
 def inspect(given: argparse.Namespace) -> int:
-    """Statistics of a prepared folder, and samples."""
+    """Statistics of a prepared folder, and samples: for the terminal, for a browser, for machines."""
     from rich.console import Console
 
-    from nezha_ds.corpus.inspect import show, statistics, table
-    from nezha_ds.data.preview import masked_positions
-    from nezha_ds.data.settings import MaskingSettings
+    from nezha_ds.config import build
+    from nezha_ds.corpus.inspect import as_json, folder_report, folder_vocabulary, statistics
+    from nezha_ds.corpus.page import page
+    from nezha_ds.corpus.terminal import show, table
+    from nezha_ds.data.preview import preview
+    from nezha_ds.data.settings import DataSettings, MaskingSettings
+    from nezha_ds.files import write_atomically
 
-    console = Console()
-    console.print(table(statistics(given.folder)))
-    masking = MaskingSettings(method=given.masking)
-    show(
-        given.folder,
-        given.samples,
-        lambda ids, starts, number: masked_positions(ids, starts, number, masking, given.seed),
-        console,
-    )
+    chosen = {"shards": str(given.folder), "length": given.length, "format": given.format}
+    settings = build(DataSettings, chosen, "the command line")
+    found, report = statistics(given.folder, progress=True), folder_report(given.folder)
+    vocabulary = folder_vocabulary(given.folder, found.manifest)
+    masks = preview(settings, MaskingSettings(method=given.masking), given.seed, vocabulary, given.samples)
+    if given.json:
+        print(json.dumps(as_json(found, masks, vocabulary.tokens, report), ensure_ascii=False, indent=1))  # noqa: T201
+    else:
+        console = Console()
+        console.print(table(found, masks))
+        show(masks.rows, vocabulary.tokens, console)
+    if given.html:
+        write_atomically(given.html, page(given.folder, found, masks, vocabulary, report))
+        print(f"{given.html} holds the page", file=sys.stderr)  # noqa: T201 - stdout may be JSON
     return 0
 
 
@@ -177,12 +187,30 @@ def _add_inspect(commands: Any) -> None:
         "inspect",
         inspect,
         "Tell what a prepared folder holds, and show samples with words apart and masks on red.",
-        "  nezha-ds inspect build/shards\n  nezha-ds inspect build/shards --samples 10 --masking character",
+        "  nezha-ds inspect build/shards\n"
+        "  nezha-ds inspect build/shards --samples 10 --masking character\n"
+        "  nezha-ds inspect build/shards --html page.html         the same with charts, for a browser\n"
+        "  nezha-ds inspect build/shards --samples 0 --json",
     )
     command.add_argument("folder", type=Path, metavar="DIR")
-    command.add_argument("--samples", type=int, default=3, help="documents to show (default: 3)")
+    command.add_argument("--samples", type=_count, default=4, help="samples to show (default: 4)")
     command.add_argument("--masking", default="whole-word", choices=("whole-word", "character", "n-gram", "span"))
+    command.add_argument("--length", type=int, default=128, help="places of a sample (default: 128)")
+    command.add_argument(
+        "--format",
+        default="full-sentences",
+        choices=("full-sentences", "doc-sentences", "segment-pair", "sentence-pair"),
+        help="what a sample is made of (default: full-sentences)",
+    )
     command.add_argument("--seed", type=int, default=1, help="another seed, other masks (default: 1)")
+    command.add_argument("--html", type=Path, metavar="FILE", help="also write a page: one file, no network")
+    command.add_argument("--json", action="store_true", help="print all statistics as one JSON object instead")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 on")
+    return int(text)
 
 
 def _add_pretrain(commands: Any) -> None:
