@@ -1,6 +1,6 @@
 """Run by transformers' own interpreter: opens our folder, saves one of its own, and says what it computes on both.
 
-.venv-hf/bin/python -m tests.model.oracle FOLDER    reads FOLDER/ours and batch.npz; writes theirs, bert, *.npz, info.json
+.venv-hf/bin/python -m tests.model.oracle FOLDER reads ours and batch.npz there; writes theirs, bert, *.npz, info.json.
 """
 
 import json
