@@ -112,6 +112,14 @@ def convert(given: argparse.Namespace) -> int:
     return 0
 
 
+def onnx(given: argparse.Namespace) -> int:
+    """A model folder as one ONNX file."""
+    from nezha_ds.model.onnx import export_onnx
+
+    export_onnx(given.folder, given.out, given.scores)
+    return 0
+
+
 def fill_mask(given: argparse.Namespace) -> int:
     """Candidates for each [MASK] of a text."""
     from nezha_ds.model.fill_mask import fill_mask as fill
@@ -137,7 +145,16 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="nezha-ds", description="Pretrain NEZHA on Chinese text.")
     parser.add_argument("--version", action="version", version=nezha_ds.__version__)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (_add_prepare, _add_inspect, _add_pretrain, _add_export, _add_convert, _add_fill_mask, _add_doctor):
+    for add in (
+        _add_prepare,
+        _add_inspect,
+        _add_pretrain,
+        _add_export,
+        _add_convert,
+        _add_onnx,
+        _add_fill_mask,
+        _add_doctor,
+    ):
         add(commands)
     return parser
 
@@ -278,6 +295,19 @@ def _add_convert(commands: Any) -> None:
         choices=("gelu", "gelu_tanh"),
         help="GELU by erf or by tanh (default: as the config says)",
     )
+
+
+def _add_onnx(commands: Any) -> None:
+    command = _command(
+        commands,
+        "onnx",
+        onnx,
+        "Write a model folder as one ONNX file: any batch and length, for serving without PyTorch.",
+        "  nezha-ds onnx build/demo/model demo.onnx\n  nezha-ds onnx build/demo/model demo.onnx --scores",
+    )
+    command.add_argument("folder", type=Path, metavar="FOLDER", help="what export or convert wrote")
+    command.add_argument("out", type=Path, metavar="OUT", help="the file to write")
+    command.add_argument("--scores", action="store_true", help="the vocabulary's scores too, not the states alone")
 
 
 def _add_fill_mask(commands: Any) -> None:

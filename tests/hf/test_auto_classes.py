@@ -20,14 +20,11 @@ from transformers import (
 
 import nezha_ds.hf
 from nezha_ds.model.fill_mask import fill_mask
-from nezha_ds.model.hf import load_folder, save_folder, state_dict_to_hf
+from nezha_ds.model.hf import load_folder, state_dict_to_hf
 from nezha_ds.model.relative import relative_rows
-from nezha_ds.text.tokenizer import tokenizer_files
-from nezha_ds.text.vocab import parse_vocabulary
-from tests.model.samples import lively_model, random_batch, small_config
+from tests.hf.conftest import CHARACTERS
+from tests.model.samples import random_batch
 
-CHARACTERS = [chr(0x4E00 + number) for number in range(66)]
-TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *CHARACTERS]
 LENGTHS = [150, 90, 3]
 LOADS = [
     (AutoModel, set()),
@@ -38,19 +35,6 @@ LOADS = [
     (AutoModelForTokenClassification, {"classifier.weight", "classifier.bias"}),
     (AutoModelForQuestionAnswering, {"qa_outputs.weight", "qa_outputs.bias"}),
 ]
-
-
-@pytest.fixture(scope="module")
-def model():
-    return lively_model(small_config(hidden_size=128))
-
-
-@pytest.fixture(scope="module")
-def folder(model, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("hf") / "model"
-    vocabulary = parse_vocabulary("\n".join(TOKENS).encode(), "tests")
-    save_folder(state_dict_to_hf(model), model.config, folder, tokenizer_files(vocabulary, True, 512))
-    return folder
 
 
 @pytest.fixture(scope="module")
