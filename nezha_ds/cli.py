@@ -102,6 +102,24 @@ def export(given: argparse.Namespace) -> int:
     return 0
 
 
+def convert(given: argparse.Namespace) -> int:
+    """Somebody else's model folder as ours, or ours as Huawei's."""
+    from nezha_ds.model.convert import convert as convert_folder
+
+    chosen = {"form": given.to, "vocabulary": given.vocabulary, "resize": given.resize, "activation": given.activation}
+    for line in convert_folder(given.source, given.out, **chosen):
+        print(line)  # noqa: T201
+    return 0
+
+
+def onnx(given: argparse.Namespace) -> int:
+    """A model folder as one ONNX file."""
+    from nezha_ds.model.onnx import export_onnx
+
+    export_onnx(given.folder, given.out, given.scores)
+    return 0
+
+
 def fill_mask(given: argparse.Namespace) -> int:
     """Candidates for each [MASK] of a text."""
     from nezha_ds.model.fill_mask import fill_mask as fill
@@ -127,7 +145,16 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="nezha-ds", description="Pretrain NEZHA on Chinese text.")
     parser.add_argument("--version", action="version", version=nezha_ds.__version__)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (_add_prepare, _add_inspect, _add_pretrain, _add_export, _add_fill_mask, _add_doctor):
+    for add in (
+        _add_prepare,
+        _add_inspect,
+        _add_pretrain,
+        _add_export,
+        _add_convert,
+        _add_onnx,
+        _add_fill_mask,
+        _add_doctor,
+    ):
         add(commands)
     return parser
 
@@ -243,6 +270,44 @@ def _add_export(commands: Any) -> None:
     )
     command.add_argument("run_folder", type=Path, metavar="RUN", help="the run's folder")
     command.add_argument("out", type=Path, metavar="OUT", help="a folder that is not there yet")
+
+
+def _add_convert(commands: Any) -> None:
+    command = _command(
+        commands,
+        "convert",
+        convert,
+        "Turn a folder of NEZHA or BERT weights into one that this project and Hugging Face open, or into Huawei's.",
+        "  nezha-ds convert NEZHA-Base-WWM/ nezha-base                  Huawei's PyTorch release\n"
+        "  nezha-ds convert bert-base-chinese/ start                    word embeddings and layers of a BERT\n"
+        "  nezha-ds convert nezha-base/ legal --vocabulary legal.txt --resize\n"
+        "  nezha-ds convert build/demo/model huawei --to huawei",
+    )
+    command.add_argument("source", type=Path, metavar="FOLDER", help="config, weights and vocab.txt")
+    command.add_argument("out", type=Path, metavar="OUT", help="a folder that is not there yet")
+    command.add_argument(
+        "--to", choices=("huggingface", "huawei"), default="huggingface", help="(default: %(default)s)"
+    )
+    command.add_argument("--vocabulary", type=Path, help="the vocab.txt of the weights, or with --resize another one")
+    command.add_argument("--resize", action="store_true", help="change the vocabulary: shared entries keep their rows")
+    command.add_argument(
+        "--activation",
+        choices=("gelu", "gelu_tanh"),
+        help="GELU by erf or by tanh (default: as the config says)",
+    )
+
+
+def _add_onnx(commands: Any) -> None:
+    command = _command(
+        commands,
+        "onnx",
+        onnx,
+        "Write a model folder as one ONNX file: any batch and length, for serving without PyTorch.",
+        "  nezha-ds onnx build/demo/model demo.onnx\n  nezha-ds onnx build/demo/model demo.onnx --scores",
+    )
+    command.add_argument("folder", type=Path, metavar="FOLDER", help="what export or convert wrote")
+    command.add_argument("out", type=Path, metavar="OUT", help="the file to write")
+    command.add_argument("--scores", action="store_true", help="the vocabulary's scores too, not the states alone")
 
 
 def _add_fill_mask(commands: Any) -> None:
