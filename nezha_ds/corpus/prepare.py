@@ -33,7 +33,7 @@ from nezha_ds.corpus.faults import Faults, OnFault, stop
 from nezha_ds.corpus.folder import Identity, claim, complete, identify, remove_temporaries, shards_in
 from nezha_ds.corpus.inputs import cut, find_files, text_size
 from nezha_ds.corpus.quality import one_in
-from nezha_ds.corpus.report import REPORT, make_report, read_report, show, summary
+from nezha_ds.corpus.report import REPORT, folder_report, make_report, show_report, summary
 from nezha_ds.corpus.settings import SOURCE, PrepareSettings
 from nezha_ds.corpus.sources import Piece
 from nezha_ds.errors import DataError, LaunchError
@@ -95,8 +95,8 @@ def _prepare(settings: PrepareSettings, progress: bool, start: Start) -> Manifes
     if progress:
         documents, tokens = manifest.total("documents"), manifest.total("tokens")
         console = Console(stderr=True, soft_wrap=True)
-        if report := read_report(folder):
-            show(report, console)
+        if report := folder_report(folder):
+            show_report(report, console)
         console.print(f"{folder} {state}: {documents:,} documents, {tokens:,} tokens")
     return manifest
 

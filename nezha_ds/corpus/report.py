@@ -15,7 +15,6 @@ from nezha_ds.config import Settings
 from nezha_ds.corpus.encode import Receipt
 from nezha_ds.corpus.faults import Faults, tell
 from nezha_ds.corpus.quality import Distribution, Quality, together
-from nezha_ds.errors import DataError
 
 REPORT = "report.json"
 
@@ -78,15 +77,12 @@ def make_report(receipts: Sequence[Receipt], before: Faults) -> Report:
     )
 
 
-def read_report(folder: Path) -> Report | None:
-    """The report of a prepared folder; None without one, DataError for one of another version."""
-    path = folder / REPORT
+def folder_report(folder: Path) -> Report | None:
+    """What became of the input; None where the report is gone or of another version, as nothing depends on it."""
     try:
-        return Report.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        return None
+        return Report.model_validate_json((folder / REPORT).read_bytes())
     except (OSError, ValidationError):
-        raise DataError(f"{path} is damaged or of another version; delete it, or prepare again") from None
+        return None
 
 
 def summary(report: Report, path: Path) -> str:
@@ -104,7 +100,7 @@ def summary(report: Report, path: Path) -> str:
 # ---------------------------------------------------------------------------------------------------------- the showing
 
 
-def show(report: Report, console: Console) -> None:
+def show_report(report: Report, console: Console) -> None:
     """Print what was left out and what the documents are like."""
     console.print(_losses(report))
     console.print(_measures(report))

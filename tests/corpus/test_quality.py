@@ -19,9 +19,8 @@ from nezha_ds.corpus.dedup import document_key
 from nezha_ds.corpus.inputs import find_files
 from nezha_ds.corpus.prepare import prepare
 from nezha_ds.corpus.quality import MEASURES, LineCounter, Tally, bin_of, one_in, together
-from nezha_ds.corpus.report import Report, read_report, show
+from nezha_ds.corpus.report import Report, folder_report, show_report
 from nezha_ds.corpus.settings import PrepareSettings
-from nezha_ds.errors import DataError
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,7 +34,7 @@ def run(out: Path, *documents: str, workers: int = 1, **settings: Any) -> Report
     source = out.with_suffix(".jsonl")
     source.write_text("\n".join(json.dumps({"text": text}) for text in documents) + "\n")
     prepare(PrepareSettings(inputs=(str(source),), out=out, workers=workers, **settings), progress=False)
-    report = read_report(out)
+    report = folder_report(out)
     assert report
     return report
 
@@ -143,7 +142,7 @@ def test_reports_do_not_depend_on_processes_or_restarts(
         receipt.unlink()
     source = str(tmp_path / "cut.jsonl")
     prepare(PrepareSettings(inputs=(source,), out=tmp_path / "cut", workers=1, **settings), progress=False)
-    assert read_report(tmp_path / "cut") == one
+    assert folder_report(tmp_path / "cut") == one
 
 
 @given(
@@ -207,18 +206,8 @@ def test_a_share_of_the_documents_is_measured() -> None:
 def test_the_terminal_shows_what_was_left_out(tmp_path: Path, statutes: list[str]) -> None:
     report = run(tmp_path / "out", *statutes[:50], "[b]短文", clean=CleanSettings(min_characters=10))
     shown = StringIO()
-    show(report, Console(file=shown, width=140))
+    show_report(report, Console(file=shown, width=140))
     words = [line.split() for line in shown.getvalue().splitlines()]
     assert ["kept", "50", "98.0%"] in [line[:3] for line in words]
     assert ["too", "short", "1", "2.0%", "5", "0.0%", "[b]短文"] in words
     assert "of 51 measured " in shown.getvalue()
-
-
-def test_a_damaged_report_is_named(tmp_path: Path, statutes: list[str]) -> None:
-    run(tmp_path / "out", statutes[0], statutes[1])
-    path = tmp_path / "out" / "report.json"
-    path.write_text(path.read_text()[:-20])
-    with pytest.raises(DataError, match=r"report\.json is damaged or of another version; delete it, or prepare again"):
-        read_report(tmp_path / "out")
-    path.unlink()
-    assert read_report(tmp_path / "out") is None
