@@ -158,7 +158,11 @@ def _add_prepare(commands: Any) -> None:
     command.add_argument("--cased", action="store_true", help="keep capitals and accents")
     command.add_argument("--segmenter", help="rjieba (default), jieba, character or pretokenized")
     command.add_argument("--user-dictionary", help="words to add to rjieba's or jieba's, in jieba's format")
-    command.add_argument("--separation", help="what ends a document of plain text: blank-line (default), line or file")
+    command.add_argument(
+        "--separation",
+        help="what ends a document of plain text: blank-line (default; knows WikiExtractor's output when it sees it), "
+        "line, file or wikiextractor",
+    )
     command.add_argument("--field", help='field of JSON lines or column of a table (default: "text")')
     command.add_argument("--heldout", type=float, help="share of documents for evaluation (default: 0.02)")
     command.add_argument("--deduplicate", action="store_true", help="keep the first of equal documents only")

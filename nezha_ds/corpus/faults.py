@@ -23,6 +23,7 @@ FaultKind = Literal[
     "not UTF-8",
     "not Unicode",
     "not JSON",
+    "half block",
     "wrong field",
     "too long",
 ]

@@ -1,18 +1,29 @@
 """Inputs to files, and files to pieces of work of about equal size.
 
-Plain text and JSON lines are cut into byte ranges at ends of documents, Parquet files into row groups; packed and
-Arrow files stay whole. The cut depends on the files alone, never on who reads them, and costs a seek a piece.
+Plain text, JSON lines and WikiExtractor's output are cut into byte ranges at ends of documents, Parquet files into row
+groups; packed and Arrow files stay whole. The cut depends on the files alone, never on who reads them, and costs a seek
+a piece.
 """
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import IO
 
 from nezha_ds.corpus.faults import Fault, OnFault, stop
-from nezha_ds.corpus.packing import BLOCK_BYTES, PACKED, is_packed
-from nezha_ds.corpus.sources import KINDS, Piece, Separation, cut_parquet, half_separator, kind_of, separator_of
+from nezha_ds.corpus.packing import BLOCK_BYTES, PACKED, UNPACKING_FAULTS, is_packed, open_text
+from nezha_ds.corpus.sources import (
+    KINDS,
+    Kind,
+    Piece,
+    Separation,
+    Separator,
+    cut_parquet,
+    half_separator,
+    kind_of,
+    separator_of,
+)
+from nezha_ds.corpus.wikiextractor import BEGINNING_BYTES, recognise
 from nezha_ds.errors import DataError
 
 EMBEDDED = "embedded"
@@ -82,19 +93,41 @@ def _is_corpus_file(path: Path) -> bool:
     return inner.suffix.lower() in ("", *KINDS) and not any(part.startswith(".") for part in path.parts)
 
 
+def find_kind(path: Path, separation: Separation) -> Kind:
+    """How a file is read: as its suffix says, but text that begins as WikiExtractor's does as such.
+
+    To be told `line` or `file` is obeyed; to be told `wikiextractor` holds for text and JSON lines, however they begin.
+    """
+    kind = kind_of(path)
+    if kind == "json" and separation == "wikiextractor":
+        return "wiki-json"
+    if kind != "text" or separation in ("line", "file"):
+        return kind
+    return recognise(_beginning(path)) or ("wiki" if separation == "wikiextractor" else "text")
+
+
+def _beginning(path: Path) -> bytes:
+    """The first bytes of the text; none of a damaged archive, which the reading will name."""
+    try:
+        with open_text(path) as file:
+            return file.read(BEGINNING_BYTES)
+    except UNPACKING_FAULTS:
+        return b""
+
+
 def cut(path: Path, size: int, separation: Separation, on_fault: OnFault = stop) -> list[Piece]:
     """A file as consecutive pieces of about `size` bytes, each of whole documents; together they are the file."""
-    kind = kind_of(path)
+    kind = find_kind(path, separation)
     if kind == "parquet":
         return cut_parquet(path, on_fault)
     length = text_size(path)
     if kind == "arrow" or is_packed(path):
-        return [Piece(path, 0, None, length)]
-    ends = _boundaries(path, length, -(-length // size), separator_of(path, separation))
-    return [Piece(path, start, stop, stop - start) for start, stop in pairwise([0, *ends, length])]
+        return [Piece(path, 0, None, length, kind)]
+    ends = _boundaries(path, length, -(-length // size), separator_of(kind, separation))
+    return [Piece(path, start, stop, stop - start, kind) for start, stop in pairwise([0, *ends, length])]
 
 
-def _boundaries(path: Path, length: int, parts: int, separator: re.Pattern[bytes]) -> Iterator[int]:
+def _boundaries(path: Path, length: int, parts: int, separator: Separator) -> Iterator[int]:
     """Up to `parts - 1` ascending ends of separators, each the first after an even share of the file."""
     last = 0
     with path.open("rb") as file:
@@ -107,14 +140,14 @@ def _boundaries(path: Path, length: int, parts: int, separator: re.Pattern[bytes
             yield last
 
 
-def _end_of_separator(file: IO[bytes], start: int, separator: re.Pattern[bytes]) -> int:
+def _end_of_separator(file: IO[bytes], start: int, separator: Separator) -> int:
     """Where the first separator after `start` ends, or the file does."""
     file.seek(start)
     data = b""
     while block := file.read(BLOCK_BYTES):
-        kept = half_separator(data)
+        kept = half_separator(data, separator)
         start += len(data) - len(kept)
         data = kept + block
-        if match := separator.search(data):
+        if match := separator.whole.search(data):
             return start + match.end()
     return start + len(data)

@@ -32,7 +32,9 @@ class PrepareSettings(Settings):
     user_dictionary: Path | None = None
     """Words to add to rjieba's or jieba's own, in jieba's format: `word [count] [part of speech]` a line."""
     separation: Separation = "blank-line"
-    """What ends a document of plain text: `blank-line`, `line`, or `file`."""
+    """What ends a document of plain text: `blank-line`, `line`, or `file`. With `blank-line`, files that begin as
+    WikiExtractor's do, its blocks or its JSON, are read as such; `wikiextractor` says that all are, `.jsonl` too.
+    """
     field: str = "text"
     """The field of JSON lines, or the column of a table, that holds the text."""
     heldout: float = Field(default=0.02, ge=0.0, lt=1.0)

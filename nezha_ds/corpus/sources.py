@@ -1,7 +1,8 @@
 """Files of any supported kind to a stream of documents.
 
-A kind is a suffix: `.jsonl` (`.ndjson`, `.json`), `.parquet`, `.arrow`, anything else is plain text; each of the text
-kinds may be packed (`.gz`, `.xz`, `.bz2`, `.zst`). Reading is streamed in blocks of 1 MB, one document at a time.
+A kind is a suffix: `.jsonl` (`.ndjson`, `.json`), `.parquet`, `.arrow`, anything else is plain text, or WikiExtractor's
+output when it begins so (`inputs.find_kind`); each of the text kinds may be packed (`.gz`, `.xz`, `.bz2`, `.zst`).
+Reading is streamed in blocks of 1 MB, one document at a time.
 
 A fault (bad UTF-8, a cut archive, half a JSON line, a missing field …) is given to a handler: `stop` raises it, with
 file and line; a handler that returns lets the reading go on with the next document that is whole. What a cut archive
@@ -20,6 +21,7 @@ import pyarrow.parquet  # pyright: ignore[reportMissingTypeStubs]
 
 from nezha_ds.corpus.faults import Fault, OnFault, stop
 from nezha_ds.corpus.packing import BLOCK_BYTES, UNPACKING_FAULTS, is_packed, open_text
+from nezha_ds.corpus.wikiextractor import BLOCK_END, HALF_BLOCK_END, article, decode_entities, parse
 
 _arrow: Any = pyarrow
 _parquet: Any = pyarrow.parquet
@@ -27,9 +29,9 @@ _parquet: Any = pyarrow.parquet
 MAX_DOCUMENT_BYTES = 32 << 20
 """A longer document is a fault: it is nearly always a file whose documents are separated in another way."""
 
-Separation = Literal["blank-line", "line", "file"]
+Separation = Literal["blank-line", "line", "file", "wikiextractor"]
 """What ends a document of plain text."""
-Kind = Literal["text", "json", "parquet", "arrow"]
+Kind = Literal["text", "json", "parquet", "arrow", "wiki", "wiki-json"]
 OnBytes = Callable[[int], None]
 
 
@@ -55,6 +57,13 @@ class Piece:
     stop: int | None
     size: int
     """About how many bytes of text it holds."""
+    kind: Kind | None = None
+    """How it is read; None is what the suffix says."""
+
+    @property
+    def reader(self) -> Kind:
+        """How it is read."""
+        return self.kind or kind_of(self.path)
 
 
 def _uncounted(_: int) -> None:
@@ -86,18 +95,37 @@ def _is_table(path: Path) -> bool:
     return kind_of(path) in ("parquet", "arrow")
 
 
-# A line of nothing but spaces, tabs, carriage returns or ideographic spaces.
-_BLANK_LINES = re.compile(rb"\n(?:(?:[ \t\r]|\xe3\x80\x80)*\n)+")
-_LINE_END = re.compile(rb"\n")
-# Half a character of an ideographic space may stand at the end of a block.
-_HALF_SEPARATOR = re.compile(rb"\n(?:[ \t\r]|\xe3\x80\x80)*(?:\xe3\x80?)?")
-_NEVER = re.compile(rb"(?!)")
-_SEPARATORS: dict[Separation, re.Pattern[bytes]] = {"blank-line": _BLANK_LINES, "line": _LINE_END, "file": _NEVER}
+@dataclass(frozen=True)
+class Separator:
+    """What stands between documents."""
+
+    whole: re.Pattern[bytes]
+    half: re.Pattern[bytes]
+    """From the last line end on, what may go on to be one in the next block."""
+    kept: bool = False
+    """Whether it belongs to the document before it."""
 
 
-def separator_of(path: Path, separation: Separation) -> re.Pattern[bytes]:
-    """What stands between the documents of a text or JSON file."""
-    return _LINE_END if kind_of(path) == "json" else _SEPARATORS[separation]
+# A line of nothing but spaces, tabs, carriage returns or ideographic spaces; half a character of those may stand at the
+# end of a block.
+_HALF_BLANK = re.compile(rb"\n(?:[ \t\r]|\xe3\x80\x80)*(?:\xe3\x80?)?")
+_BLANK_LINES = Separator(re.compile(rb"\n(?:(?:[ \t\r]|\xe3\x80\x80)*\n)+"), _HALF_BLANK)
+_LINE_END = Separator(re.compile(rb"\n"), _HALF_BLANK)
+_BLOCK_END = Separator(BLOCK_END, HALF_BLOCK_END, kept=True)
+_NEVER = Separator(re.compile(rb"(?!)"), re.compile(rb"(?!)"))
+_SEPARATORS: dict[Separation, Separator] = {
+    "blank-line": _BLANK_LINES,
+    "line": _LINE_END,
+    "file": _NEVER,
+    "wikiextractor": _BLOCK_END,
+}
+
+
+def separator_of(kind: Kind, separation: Separation) -> Separator:
+    """What stands between the documents of a file that is no table."""
+    if kind == "text":
+        return _SEPARATORS[separation]
+    return _BLOCK_END if kind == "wiki" else _LINE_END
 
 
 # ---------------------------------------------------------------------------------------------------------- the reading
@@ -116,7 +144,7 @@ class Reading:
 
 def read(piece: Piece, reading: Reading) -> Iterator[Document]:
     """The documents of a piece, in order; what is only white space between separators is none."""
-    return _READERS[kind_of(piece.path)](piece, reading)
+    return _READERS[piece.reader](piece, reading)
 
 
 def _read_text(piece: Piece, reading: Reading) -> Iterator[Document]:
@@ -126,13 +154,26 @@ def _read_text(piece: Piece, reading: Reading) -> Iterator[Document]:
             yield Document(text, piece.path, offset)
 
 
+def _read_wiki(piece: Piece, reading: Reading) -> Iterator[Document]:
+    for offset, data in _split(piece, reading):
+        for block in parse(data):
+            place = offset + block.place
+            if block.reason:
+                reading.on_fault(Fault(kind="half block", path=piece.path, place=place, reason=block.reason))
+                continue
+            text = _decode(piece.path, offset + block.body_place, block.body, reading) if block.body else ""
+            if text is not None:
+                yield Document(decode_entities(text), piece.path, place)
+
+
 def _read_json(piece: Piece, reading: Reading) -> Iterator[Document]:
+    of_row = _article if piece.reader == "wiki-json" else _field
     for offset, line in _split(piece, reading):
         row = _decode(piece.path, offset, line, reading)
         if row is None:
             continue
         try:
-            text = _field(json.loads(row), reading.field)
+            text = of_row(json.loads(row), reading.field)
         except json.JSONDecodeError as error:
             reason = f"not JSON ({error.msg} at column {error.colno}); write one whole object a line"
             reading.on_fault(Fault(kind="not JSON", path=piece.path, place=offset, reason=reason))
@@ -156,6 +197,11 @@ def _field(row: Any, field: str) -> str:
     return fields[field]
 
 
+def _article(row: Any, field: str) -> str:
+    """The title and the text in a row of WikiExtractor's; KeyError tells why there is none."""
+    return decode_entities(article(_field(row, "title"), _field(row, field)))
+
+
 def _decode(path: Path, offset: int, data: bytes, reading: Reading) -> str | None:
     """Strict UTF-8, without a byte-order mark; None where there is nothing, or after a fault."""
     try:
@@ -167,42 +213,45 @@ def _decode(path: Path, offset: int, data: bytes, reading: Reading) -> str | Non
 
 
 _LIMIT = f"no end of the document in {MAX_DOCUMENT_BYTES >> 20} MB"
+_TOO_LONG_LINE = f"{_LIMIT}; write one object a line, and divide texts that are longer"
 _TOO_LONG = {
     "text": f"{_LIMIT}; separate documents by blank lines, or say --separation line if each line is one",
-    "json": f"{_LIMIT}; write one object a line, and divide texts that are longer",
+    "json": _TOO_LONG_LINE,
+    "wiki": f"{_LIMIT}; end each article by `</doc>` on a line of its own",
+    "wiki-json": _TOO_LONG_LINE,
 }
 
 
 def _split(piece: Piece, reading: Reading) -> Iterator[tuple[int, bytes]]:
     """What stands between separators, with its offset in the unpacked file."""
-    offset, rest, separator = piece.start, b"", separator_of(piece.path, reading.separation)
+    offset, rest, separator = piece.start, b"", separator_of(piece.reader, reading.separation)
     too_long = False
     for block in _blocks(piece, reading):
         if block is None:
             return
         data, begin = rest + block, 0
-        for match in separator.finditer(data):
+        for match in separator.whole.finditer(data):
             if match.end() == len(data):  # it may go on in the next block
                 break
             if not too_long:
-                yield offset + begin, data[begin : match.start()]
+                yield offset + begin, data[begin : match.end() if separator.kept else match.start()]
             begin, too_long = match.end(), False
         offset, rest = offset + begin, data[begin:]
         if len(rest) > MAX_DOCUMENT_BYTES and not too_long:
-            reason = _TOO_LONG[kind_of(piece.path)]
+            reason = _TOO_LONG[piece.reader]
             reading.on_fault(Fault(kind="too long", path=piece.path, place=offset, reason=reason))
             too_long = True
         if too_long:
-            kept = half_separator(rest)
+            kept = half_separator(rest, separator)
             offset, rest = offset + len(rest) - len(kept), kept
     if not too_long:
         yield offset, rest
 
 
-def half_separator(data: bytes) -> bytes:
-    """What may be the beginning of a separator: the last line end, when nothing but blanks follows it."""
+def half_separator(data: bytes, separator: Separator) -> bytes:
+    """What may be the beginning of a separator: the last line end and what follows it, often nothing."""
     end = data[data.rfind(b"\n") :] if b"\n" in data else b""
-    return end if _HALF_SEPARATOR.fullmatch(end) else b""
+    return end if separator.half.fullmatch(end) else b""
 
 
 def _blocks(piece: Piece, reading: Reading) -> Iterator[bytes | None]:
@@ -304,6 +353,8 @@ def _has_column(path: Path, names: Sequence[str], reading: Reading) -> bool:
 _READERS: dict[Kind, Callable[[Piece, Reading], Iterator[Document]]] = {
     "text": _read_text,
     "json": _read_json,
+    "wiki": _read_wiki,
+    "wiki-json": _read_json,
     "parquet": _read_parquet,
     "arrow": _read_arrow,
 }
