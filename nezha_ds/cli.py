@@ -35,16 +35,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def prepare(given: argparse.Namespace) -> int:
     """Text into shards."""
-    from nezha_ds.config import build, set_dotted
+    from nezha_ds.config import build, read_toml, set_dotted, set_value
     from nezha_ds.corpus.prepare import prepare as prepare_corpus
-    from nezha_ds.corpus.settings import PrepareSettings
+    from nezha_ds.corpus.settings import PrepareSettings, parse_sources
 
-    chosen = {
-        name: getattr(given, name) for name in PrepareSettings.model_fields if getattr(given, name, None) is not None
-    }
-    for override in given.cleaning:
-        set_dotted(chosen, f"clean.{override}")
-    prepare_corpus(build(PrepareSettings, {**chosen, "lowercase": not given.cased}, "the command line"))
+    if not given.recipe and not (given.out and (given.inputs or given.source)):
+        given.refuse("without --recipe, --out and INPUT or --source are required")
+    # 1. the recipe; 2. --set; 3. all other flags.
+    tree = read_toml(given.recipe) if given.recipe else {}
+    for override in (*given.set, *(f"clean.{override}" for override in given.cleaning)):
+        set_dotted(tree, override)
+    for name in PrepareSettings.model_fields:
+        if (value := getattr(given, name, None)) not in (None, []):
+            tree[name] = value
+    for source, values in parse_sources(given.source).items():
+        for name, value in values.items():
+            set_value(tree, ("sources", source, name), value)
+    prepare_corpus(build(PrepareSettings, tree, str(given.recipe or "the command line")))
     return 0
 
 
@@ -149,13 +156,29 @@ def _add_prepare(commands: Any) -> None:
         "  nezha-ds prepare embedded --out build/shards         the shipped novel and statutes\n"
         "  nezha-ds prepare news/*.jsonl.gz --field body --out shards\n"
         "  nezha-ds prepare wiki/ --separation line --heldout 0.01 --out shards\n"
+        "  nezha-ds prepare 's3://bucket/news/**/*.parquet' --field content --out shards\n"
+        "  nezha-ds prepare --source wiki:2=wiki/ --source news:1=news/ --out shards\n"
+        "  nezha-ds prepare --recipe launch/recipes/prepare-sources.toml --set clean.min_chinese=0.5\n"
         "  nezha-ds prepare crawl/ --on-error skip --clean min_chinese=0.5 --out shards\n"
         "  mpirun -n 64 nezha-ds prepare news/ --executor mpi --out shards",
     )
-    command.add_argument("inputs", nargs="+", metavar="INPUT", help='files, folders, or "embedded"')
-    command.add_argument("--out", required=True, help="folder for the shards")
+    command.add_argument(
+        "inputs", nargs="*", metavar="INPUT", help="files, folders, 'globs', s3:// and other URIs, or \"embedded\""
+    )
+    command.add_argument(
+        "--source",
+        action="append",
+        default=[],
+        metavar="NAME[:WEIGHT]=INPUT",
+        help="an input of a named source, with its weight among the others (default: 0, its length); repeatable",
+    )
+    command.add_argument("--recipe", type=Path, help="TOML with any of these and more; flags override it")
+    command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override; repeatable")
+    command.add_argument("--out", help="folder for the shards")
     command.add_argument("--vocabulary", help="a vocab.txt (default: BERT-Chinese's 21,128 entries)")
-    command.add_argument("--cased", action="store_true", help="keep capitals and accents")
+    command.add_argument(
+        "--cased", dest="lowercase", action="store_const", const=False, help="keep capitals and accents"
+    )
     command.add_argument("--segmenter", help="rjieba (default), jieba, character or pretokenized")
     command.add_argument("--user-dictionary", help="words to add to rjieba's or jieba's, in jieba's format")
     command.add_argument(
@@ -165,14 +188,19 @@ def _add_prepare(commands: Any) -> None:
     )
     command.add_argument("--field", help='field of JSON lines or column of a table (default: "text")')
     command.add_argument("--heldout", type=float, help="share of documents for evaluation (default: 0.02)")
-    command.add_argument("--deduplicate", action="store_true", help="keep the first of equal documents only")
+    command.add_argument(
+        "--deduplicate", action="store_const", const=True, help="keep the first of equal documents only"
+    )
     command.add_argument("--clean", dest="cleaning", action="append", default=[], metavar="NAME=VALUE", help=_CLEANING)
     command.add_argument(
         "--on-error", choices=("stop", "skip"), help="broken input: stop (default), or count and go on"
     )
     command.add_argument("--executor", choices=("processes", "mpi"), help="processes (default), or the ranks of mpirun")
     command.add_argument("--workers", type=int, help="processes (default: one per core)")
-    command.add_argument("--overwrite", action="store_true", help="replace a folder that was prepared otherwise")
+    command.add_argument(
+        "--overwrite", action="store_const", const=True, help="replace a folder that was prepared otherwise"
+    )
+    command.set_defaults(refuse=command.error)
 
 
 def _add_inspect(commands: Any) -> None:

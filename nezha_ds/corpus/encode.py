@@ -29,7 +29,8 @@ from nezha_ds.corpus.clean import (
 from nezha_ds.corpus.dedup import KEYS, document_key
 from nezha_ds.corpus.executor import count_bytes
 from nezha_ds.corpus.faults import Fault, Faults, OnFault, stop
-from nezha_ds.corpus.sources import Piece, Reading, Separation, read
+from nezha_ds.corpus.location import name_of
+from nezha_ds.corpus.sources import Piece, Reading, Source, read
 from nezha_ds.errors import DataError
 from nezha_ds.files import sha256_of, write_atomically
 from nezha_ds.shards import SHARD_BYTES, Columns, ShardEntry, Split, pack_words, write_shard
@@ -54,8 +55,6 @@ class Job:
     lowercase: bool
     segmenter: str
     user_dictionary: Path | None
-    separation: Separation
-    field: str
     clean: CleanSettings
     on_error: OnError
     identity: str
@@ -68,8 +67,8 @@ class Work:
 
     job: Job
     number: int
-    source: str
-    """The name of the source that the pieces are of."""
+    source: Source
+    """What the pieces are of; a task never mixes two."""
     pieces: tuple[Piece, ...]
     heldout_below: int = 0
     """Documents with a key under this one are held out."""
@@ -89,8 +88,8 @@ class Work:
     @cached_property
     def digest(self) -> str:
         """What the receipt must carry to stand for this work."""
-        places = [(str(piece.path), piece.start, piece.stop) for piece in self.pieces]
-        text = repr((self.job.identity, self.number, self.source, places, self.heldout_below, sorted(self.copies)))
+        places = [(name_of(piece.path), piece.start, piece.stop) for piece in self.pieces]
+        text = repr((self.job.identity, self.number, self.source.name, places, self.heldout_below, sorted(self.copies)))
         return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -98,6 +97,8 @@ class Receipt(Settings):
     """What a finished task leaves."""
 
     digest: str
+    source: str
+    """The name of the task's source."""
     shards: tuple[ShardEntry, ...]
     dropped: dict[str, int]
     """Documents left out, by reason."""
@@ -182,6 +183,7 @@ def _encode(work: Work) -> Receipt:
     shards = tuple(entry for writer in writers.values() for entry in writer.close())
     return Receipt(
         digest=work.digest,
+        source=work.source.name,
         shards=shards,
         dropped=dict(tally.dropped),
         removed_lines=tally.removed_lines,
@@ -197,7 +199,7 @@ def _admitted(work: Work, tally: Tally) -> Iterator[str]:
     clean = work.job.clean
     on_raw, on_normal, boilerplate = raw_predicates(clean), predicates(clean), boilerplate_pattern(clean)
     on_fault: OnFault = tally.faults if work.job.on_error == "skip" else stop
-    reading = Reading(work.job.separation, work.job.field, on_fault, count_bytes)
+    reading = Reading(work.source.separation, work.source.field, on_fault, count_bytes)
     for document in (document for piece in work.pieces for document in read(piece, reading)):
         try:
             # Stripped, so that a copy at the end of a file or a piece, with its line end, is still a copy.
@@ -225,7 +227,7 @@ class _ShardWriter:
     def __init__(self, work: Work, split: Split, vocabulary: Vocabulary) -> None:
         self._folder, self._name = work.job.folder, f"{split}-{work.number:05d}"
         self._split: Split = split
-        self._source = work.source
+        self._source = work.source.name
         self._vocabulary = vocabulary
         self._id_type = np.dtype(np.uint16 if len(vocabulary) <= 1 << 16 else np.uint32)
         self._waiting: list[EncodedDocument] = []

@@ -15,8 +15,9 @@ from nezha_ds.config import Settings
 from nezha_ds.corpus.clean import CleanSettings
 from nezha_ds.corpus.encode import RECEIPTS
 from nezha_ds.corpus.inputs import stamp
-from nezha_ds.corpus.settings import PrepareSettings
-from nezha_ds.corpus.sources import Separation
+from nezha_ds.corpus.location import Location
+from nezha_ds.corpus.settings import SOURCE, PrepareSettings
+from nezha_ds.corpus.sources import Source
 from nezha_ds.errors import ConfigError
 from nezha_ds.files import make_folder, write_atomically
 from nezha_ds.shards import FORMAT, MANIFEST, Manifest, SegmenterEntry, TokenizerEntry, check_sizes, read_manifest
@@ -31,14 +32,12 @@ class Identity(Settings):
     """What the bytes of a prepared folder depend on."""
 
     format: int
-    inputs: tuple[str, ...]
+    sources: tuple[Source, ...]
     files: str
     """A hash of every input file's path, size and time of change."""
     tokenizer: TokenizerEntry
     segmenter: SegmenterEntry
     normalisation: str
-    separation: Separation
-    field: str
     heldout: float
     clean: CleanSettings
     deduplicate: bool
@@ -49,16 +48,30 @@ class Identity(Settings):
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
     def differences(self, other: "Identity") -> list[str]:
-        """The names of the fields that differ."""
-        return [name for name in Identity.model_fields if getattr(self, name) != getattr(other, name)]
+        """The names of the settings that differ."""
+        names = [name for name in Identity.model_fields if getattr(self, name) != getattr(other, name)]
+        of_sources = _source_differences(self.sources, other.sources)
+        return [*of_sources, *(name for name in names if name != "sources" or not of_sources)]
 
 
-def identify(settings: PrepareSettings, files: Sequence[Path], vocabulary: Vocabulary) -> Identity:
+def _source_differences(some: Sequence[Source], others: Sequence[Source]) -> list[str]:
+    """The names of the settings of sources that differ; none when only their order does."""
+    mine, theirs = ({source.name: source for source in sources} for sources in (some, others))
+    names = [name for name in dict.fromkeys([*mine, *theirs]) if mine.get(name) != theirs.get(name)]
+    return [
+        field if name == SOURCE else f"sources.{name}.{field}"
+        for name in names
+        for field in Source.model_fields
+        if getattr(mine.get(name), field, None) != getattr(theirs.get(name), field, None)
+    ]
+
+
+def identify(settings: PrepareSettings, files: Sequence[Location], vocabulary: Vocabulary) -> Identity:
     """What the bytes of the folder will depend on."""
     segmenter = make_segmenter(settings.segmenter, settings.user_dictionary)
     return Identity(
         format=FORMAT,
-        inputs=settings.inputs,
+        sources=tuple(source.without_keys() for source in settings.all_sources()),
         files=hashlib.sha256(repr([stamp(path) for path in files]).encode()).hexdigest(),
         tokenizer=TokenizerEntry(
             kind="bert-wordpiece",
@@ -70,8 +83,6 @@ def identify(settings: PrepareSettings, files: Sequence[Path], vocabulary: Vocab
             name=segmenter.name, version=segmenter.version, dictionary_sha256=segmenter.dictionary_sha256
         ),
         normalisation=NORMALISATION,
-        separation=settings.separation,
-        field=settings.field,
         heldout=settings.heldout,
         clean=settings.clean,
         deduplicate=settings.deduplicate,

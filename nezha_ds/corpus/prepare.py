@@ -1,6 +1,6 @@
 """Text in, a folder of shards out: the same bytes from one process or many, in one go or after any number of crashes.
 
-1. The input is divided into tasks of 4 to 80 MB of text, by the files alone (`sources.cut`).
+1. The input is divided into tasks of 4 to 80 MB of text, each of one source, by the files alone (`inputs.cut`).
 2. With `deduplicate`, a survey reads every task's document keys and names the later copies.
 3. Each task writes its shards and then its receipt. A restart finds finished tasks by their receipts.
 4. A document is held out when its key, a hash of its text, is under a bound, so copies share a side. When that leaves
@@ -16,7 +16,7 @@ share a file system.
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import chain
@@ -30,10 +30,11 @@ from nezha_ds.corpus.encode import RECEIPTS, Job, Receipt, Work, encode, survey
 from nezha_ds.corpus.executor import Pool, bar, on_ranks, processes
 from nezha_ds.corpus.faults import Faults, OnFault, stop
 from nezha_ds.corpus.folder import Identity, claim, complete, identify, remove_temporaries, shards_in
-from nezha_ds.corpus.inputs import cut, find_files, text_size
-from nezha_ds.corpus.report import make_report, summary
+from nezha_ds.corpus.inputs import cut_all, find_files, text_size
+from nezha_ds.corpus.location import Location
+from nezha_ds.corpus.report import SourceReport, make_report, summary
 from nezha_ds.corpus.settings import SOURCE, PrepareSettings
-from nezha_ds.corpus.sources import Piece
+from nezha_ds.corpus.sources import Piece, Source
 from nezha_ds.errors import DataError, LaunchError
 from nezha_ds.files import write_atomically
 from nezha_ds.shards import (
@@ -75,11 +76,12 @@ def prepare(settings: PrepareSettings, progress: bool = True) -> Manifest:
 
 
 def _prepare(settings: PrepareSettings, progress: bool, start: Start) -> Manifest:
-    faults = Faults()
-    on_fault = faults if settings.on_error == "skip" else stop
-    files = find_files(settings.inputs, on_fault)
+    sources = settings.all_sources()
+    faults = {source.name: Faults() for source in sources}
+    on_fault: Mapping[str, OnFault] = faults if settings.on_error == "skip" else dict.fromkeys(faults, stop)
+    files = {source: find_files(source.inputs, on_fault[source.name]) for source in sources}
     vocabulary = load_vocabulary(settings.vocabulary)
-    identity = identify(settings, files, vocabulary)
+    identity = identify(settings, [*chain.from_iterable(files.values())], vocabulary)
     folder = claim(settings.out, identity, settings.overwrite)
     if (folder / MANIFEST).exists():
         manifest, state = complete(folder), "is complete already"
@@ -101,23 +103,31 @@ def _prepare(settings: PrepareSettings, progress: bool, start: Start) -> Manifes
 # ------------------------------------------------------------------------------------------------------------- the work
 
 
-def _divide(settings: PrepareSettings, files: Sequence[Path], identity: Identity, on_fault: OnFault) -> list[Work]:
-    """Tasks in the order of the input; small files share one."""
+def _divide(
+    settings: PrepareSettings,
+    files: Mapping[Source, Sequence[Location]],
+    identity: Identity,
+    on_fault: Mapping[str, OnFault],
+) -> list[Work]:
+    """Tasks in the order of the sources and their inputs; small files of a source share one."""
     job = Job(
         folder=settings.out,
         vocabulary=settings.vocabulary,
         lowercase=settings.lowercase,
         segmenter=settings.segmenter,
         user_dictionary=settings.user_dictionary,
-        separation=settings.separation,
-        field=settings.field,
         clean=settings.clean,
         on_error=settings.on_error,
         identity=identity.digest,
     )
-    size = min(max(sum(map(text_size, files)) // _TASKS, _SMALLEST_TASK), _LARGEST_TASK)
-    pieces = chain.from_iterable(cut(path, size, settings.separation, on_fault) for path in files)
-    return [Work(job, number, SOURCE, group) for number, group in enumerate(_group(pieces, size))]
+    total = sum(text_size(file) for of_source in files.values() for file in of_source)
+    size = min(max(total // _TASKS, _SMALLEST_TASK), _LARGEST_TASK)
+    groups = [
+        (source, group)
+        for source, of_source in files.items()
+        for group in _group(cut_all(of_source, size, source.separation, on_fault[source.name]), size)
+    ]
+    return [Work(job, number, source, group) for number, (source, group) in enumerate(groups)]
 
 
 def _group(pieces: Iterable[Piece], size: int) -> Iterator[tuple[Piece, ...]]:
@@ -178,22 +188,22 @@ def _finish(
     identity: Identity,
     vocabulary: Vocabulary,
     receipts: Sequence[Receipt],
-    before: Faults,
+    before: Mapping[str, Faults],
 ) -> Manifest:
     """Write all that is written once; the manifest last."""
     folder = settings.out
     shards = tuple(shard for receipt in receipts for shard in receipt.shards)
     report = make_report(receipts, before)
-    if not shards:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in report.losses) or "only white space"
-        raise DataError(f"no document is left of {', '.join(settings.inputs)} ({reasons}); give more text")
+    for source in identity.sources:
+        if not report.sources[source.name].documents:
+            raise _nothing_left(source, report.sources[source.name])
     manifest = Manifest(
         format=identity.format,
         tokenizer=identity.tokenizer,
         segmenter=identity.segmenter,
         normalisation=identity.normalisation,
         heldout=settings.heldout,
-        sources=(SourceEntry(name=SOURCE, weight=0, inputs=settings.inputs),),
+        sources=tuple(SourceEntry(name=one.name, weight=one.weight, inputs=one.inputs) for one in identity.sources),
         shards=shards,
     )
     for stray in {*shards_in(folder)} - {folder / shard.name for shard in shards}:
@@ -205,3 +215,13 @@ def _finish(
     if report.faults:
         print(summary(report, folder / REPORT), file=sys.stderr)  # noqa: T201 - also without a progress bar
     return manifest
+
+
+def _nothing_left(source: Source, report: SourceReport) -> DataError:
+    reasons = ", ".join(f"{count} {reason}" for reason, count in report.losses) or "only white space"
+    inputs = ", ".join(source.inputs)
+    if source.name == SOURCE:
+        return DataError(f"no document is left of {inputs} ({reasons}); give more text")
+    return DataError(
+        f"no document is left of source {source.name!r}, {inputs} ({reasons}); give it more text, or leave it out"
+    )

@@ -1,7 +1,7 @@
 """What became of the input: documents kept, left out by reason, and passed over because they were broken."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from nezha_ds.config import Settings
@@ -10,6 +10,24 @@ from nezha_ds.corpus.faults import Faults, tell
 
 _SHOWN = 5
 """How many faults the terminal sees; the report has more."""
+
+
+class SourceReport(Settings):
+    """What became of one source's documents."""
+
+    documents: int
+    """Kept."""
+    tokens: int
+    """Of those."""
+    dropped: dict[str, int]
+    """Documents, by reason."""
+    faults: dict[str, int]
+    """What was broken and passed over, by kind."""
+
+    @property
+    def losses(self) -> list[tuple[str, int]]:
+        """All reasons and kinds with their counts."""
+        return [*self.dropped.items(), *self.faults.items()]
 
 
 class Report(Settings):
@@ -24,25 +42,44 @@ class Report(Settings):
     """What was broken and passed over, by kind."""
     first_faults: tuple[str, ...]
     """The first faults of each task, with file and line, reason and way out."""
-
-    @property
-    def losses(self) -> list[tuple[str, int]]:
-        """All reasons and kinds with their counts."""
-        return [*self.dropped.items(), *self.faults.items()]
+    sources: dict[str, SourceReport]
+    """The same of each source."""
 
 
-def make_report(receipts: Sequence[Receipt], before: Faults) -> Report:
-    """The tasks' receipts and the faults met before there were tasks, together; counts lines of broken files."""
-    dropped = sum((Counter(receipt.dropped) for receipt in receipts), Counter[str]())
-    faults = sum((Counter(receipt.faults) for receipt in receipts), before.counts)
-    first = [*before.first, *(fault for receipt in receipts for fault in receipt.first_faults)]
+def make_report(receipts: Sequence[Receipt], before: Mapping[str, Faults]) -> Report:
+    """The tasks' receipts and the faults met in each source before there were tasks, together; counts lines of broken
+    files.
+    """
+    sources = {
+        name: _of_source([receipt for receipt in receipts if receipt.source == name], faults)
+        for name, faults in before.items()
+    }
+    first = [
+        *(fault for faults in before.values() for fault in faults.first),
+        *(fault for receipt in receipts for fault in receipt.first_faults),
+    ]
     return Report(
-        kept=sum(shard.documents for receipt in receipts for shard in receipt.shards),
-        dropped=dict(sorted(dropped.items())),
+        kept=sum(source.documents for source in sources.values()),
+        dropped=_total([source.dropped for source in sources.values()]),
         removed_lines=sum(receipt.removed_lines for receipt in receipts),
-        faults=dict(sorted(faults.items())),
+        faults=_total([source.faults for source in sources.values()]),
         first_faults=tuple(tell(first)),
+        sources=sources,
     )
+
+
+def _of_source(receipts: Sequence[Receipt], before: Faults) -> SourceReport:
+    shards = [shard for receipt in receipts for shard in receipt.shards]
+    return SourceReport(
+        documents=sum(shard.documents for shard in shards),
+        tokens=sum(shard.tokens for shard in shards),
+        dropped=_total([receipt.dropped for receipt in receipts]),
+        faults=_total([before.counts, *(receipt.faults for receipt in receipts)]),
+    )
+
+
+def _total(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    return dict(sorted(sum(map(Counter, counts), Counter[str]()).items()))
 
 
 def summary(report: Report, path: Path) -> str:

@@ -19,9 +19,12 @@ from typing import Any, Literal, cast
 import pyarrow  # pyright: ignore[reportMissingTypeStubs]
 import pyarrow.parquet  # pyright: ignore[reportMissingTypeStubs]
 
+from nezha_ds.config import Settings
 from nezha_ds.corpus.faults import Fault, OnFault, stop
+from nezha_ds.corpus.location import Location, open_bytes, pure
 from nezha_ds.corpus.packing import BLOCK_BYTES, UNPACKING_FAULTS, is_packed, open_text
 from nezha_ds.corpus.wikiextractor import BLOCK_END, HALF_BLOCK_END, article, decode_entities, parse
+from nezha_ds.remote import is_remote, shown
 
 _arrow: Any = pyarrow
 _parquet: Any = pyarrow.parquet
@@ -35,12 +38,28 @@ Kind = Literal["text", "json", "parquet", "arrow", "wiki", "wiki-json"]
 OnBytes = Callable[[int], None]
 
 
+class Source(Settings):
+    """A named part of a corpus: which texts, how many of the samples, and how they are read."""
+
+    name: str
+    inputs: tuple[str, ...]
+    weight: int = 0
+    """Its share of the samples, beside the weights of the others; 0 for what its length makes it."""
+    separation: Separation = "blank-line"
+    field: str = "text"
+
+    def without_keys(self) -> "Source":
+        """The same as it may be written down: URIs without access keys and parameters."""
+        inputs = tuple(shown(name) if is_remote(name) else name for name in self.inputs)
+        return self.model_copy(update={"inputs": inputs})
+
+
 @dataclass(frozen=True)
 class Document:
     """One document and where it begins: a byte of the unpacked text, or a row."""
 
     text: str
-    path: Path
+    path: Location
     place: int
 
     def not_unicode(self, reason: str) -> Fault:
@@ -52,7 +71,7 @@ class Document:
 class Piece:
     """What is read at one go: [start, stop) of a file, in bytes or row groups; `stop` None is its end."""
 
-    path: Path
+    path: Location
     start: int
     stop: int | None
     size: int
@@ -86,12 +105,13 @@ KINDS: dict[str, Kind] = {
 _TABLE_FAULTS: tuple[type[Exception], ...] = (OSError, _arrow.ArrowException)
 
 
-def kind_of(path: Path) -> Kind:
+def kind_of(path: Location) -> Kind:
     """The kind of a file by its suffix, below that of packing."""
-    return KINDS.get((path.with_suffix("") if is_packed(path) else path).suffix.lower(), "text")
+    name = pure(path)
+    return KINDS.get((name.with_suffix("") if is_packed(path) else name).suffix.lower(), "text")
 
 
-def _is_table(path: Path) -> bool:
+def _is_table(path: Location) -> bool:
     return kind_of(path) in ("parquet", "arrow")
 
 
@@ -202,7 +222,7 @@ def _article(row: Any, field: str) -> str:
     return decode_entities(article(_field(row, "title"), _field(row, field)))
 
 
-def _decode(path: Path, offset: int, data: bytes, reading: Reading) -> str | None:
+def _decode(path: Location, offset: int, data: bytes, reading: Reading) -> str | None:
     """Strict UTF-8, without a byte-order mark; None where there is nothing, or after a fault."""
     try:
         return data.decode("utf-8-sig" if offset == 0 else "utf-8") if data.strip() else None
@@ -274,10 +294,15 @@ def _blocks(piece: Piece, reading: Reading) -> Iterator[bytes | None]:
 # ----------------------------------------------------------------------------------------------------------- the tables
 
 
-def cut_parquet(path: Path, on_fault: OnFault) -> list[Piece]:
+def _open_table(path: Location, native: Callable[[str], Any]) -> Any:
+    """A table's bytes: of a path by Arrow itself, which copies less, of a URI by way of Python."""
+    return native(str(path)) if isinstance(path, Path) else open_bytes(path)
+
+
+def cut_parquet(path: Location, on_fault: OnFault) -> list[Piece]:
     """A piece for each row group."""
     try:
-        with _parquet.ParquetFile(path) as file:
+        with _open_table(path, _arrow.OSFile) as source, _parquet.ParquetFile(source) as file:
             sizes = [file.metadata.row_group(group).total_byte_size for group in range(file.metadata.num_row_groups)]
     except _TABLE_FAULTS as error:
         on_fault(_damaged(path, "Parquet", error))
@@ -285,14 +310,14 @@ def cut_parquet(path: Path, on_fault: OnFault) -> list[Piece]:
     return [Piece(path, group, group + 1, size) for group, size in enumerate(sizes)]
 
 
-def _damaged(path: Path, kind: str, error: Exception) -> Fault:
+def _damaged(path: Location, kind: str, error: Exception) -> Fault:
     reason = f"is damaged or not {kind} ({error}); fetch the file again"
     return Fault(kind="damaged file", path=path, place=None, reason=reason)
 
 
 def _read_parquet(piece: Piece, reading: Reading) -> Iterator[Document]:
     try:
-        with _parquet.ParquetFile(piece.path) as file:
+        with _open_table(piece.path, _arrow.OSFile) as source, _parquet.ParquetFile(source) as file:
             if not _has_column(piece.path, file.schema_arrow.names, reading):
                 return
             row = sum(file.metadata.row_group(group).num_rows for group in range(piece.start))
@@ -306,7 +331,7 @@ def _read_parquet(piece: Piece, reading: Reading) -> Iterator[Document]:
 def _read_arrow(piece: Piece, reading: Reading) -> Iterator[Document]:
     """An Arrow file, or the stream format that the `datasets` library writes under the same suffix."""
     try:
-        with _arrow.memory_map(str(piece.path)) as source:
+        with _open_table(piece.path, _arrow.memory_map) as source:
             reader = _arrow_reader(source)
             if not _has_column(piece.path, reader.schema.names, reading):
                 return
@@ -330,7 +355,7 @@ def _arrow_batches(reader: Any) -> Iterator[Any]:
     return iter(reader)
 
 
-def _rows(path: Path, row: int, batches: Iterable[Any], reading: Reading) -> Iterator[Document]:
+def _rows(path: Location, row: int, batches: Iterable[Any], reading: Reading) -> Iterator[Document]:
     for batch in batches:
         for text in batch.column(0).to_pylist():
             if isinstance(text, str):
@@ -342,7 +367,7 @@ def _rows(path: Path, row: int, batches: Iterable[Any], reading: Reading) -> Ite
         reading.on_bytes(batch.nbytes)
 
 
-def _has_column(path: Path, names: Sequence[str], reading: Reading) -> bool:
+def _has_column(path: Location, names: Sequence[str], reading: Reading) -> bool:
     if reading.field in names:
         return True
     reason = f"has no column {reading.field!r} but {', '.join(names)}: choose one with --field"
