@@ -1,4 +1,4 @@
-"""`'news/**/*.jsonl.gz'`, on this machine or behind a URI: files, never folders, in the order of their names.
+"""`'news/**/*.jsonl.gz'`, on this machine or behind a URI: files, never folders, in the order of their paths.
 
 `*` and `[…]` stay inside one name, `**` stands for any depth, and what begins with a dot must be asked for by its dot,
 as in a shell. `?` is one character of a path; in a URI it begins the parameters.
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from nezha_ds.corpus.location import pure
 from nezha_ds.errors import DataError
 from nezha_ds.remote import RemoteFile, is_remote, list_files, shown
 
@@ -31,7 +32,7 @@ def find_matches(pattern: str) -> list[Path]:
 
 
 def find_remote_matches(pattern: str) -> list[RemoteFile]:
-    """The files behind a URI that match, by name, found by listing what lies below its plain part; else DataError."""
+    """The files behind a URI that match, by path, found by listing what lies below its plain part; else DataError."""
     text, mark, parameters = pattern.partition("?")
     names = text.split("/")
     plain = next(number for number, name in enumerate(names) if has_magic(name))
@@ -39,7 +40,7 @@ def find_remote_matches(pattern: str) -> list[RemoteFile]:
         raise DataError(f"glob {shown(pattern)} does not name its bucket; write that out, what lies below may vary")
     root = "/".join(names[:plain])
     depth = len(shown(root).split("/"))
-    found = list_files(root + mark + parameters)
+    found = sorted(list_files(root + mark + parameters), key=pure)
     files = [file for file in found if matches(shown(file.uri).split("/")[depth:], names[plain:])]
     if not files:
         raise DataError(f"glob {shown(pattern)} matches none of the {len(found):,} files below {shown(root)}; check it")

@@ -99,8 +99,8 @@ def _files_of(name: str) -> Iterable[Location]:
 
 
 def _files_behind(uri: str) -> Iterable[RemoteFile]:
-    """The file that a URI names, or those of a folder by name."""
-    found, root = list_files(uri), PurePosixPath(shown(uri))
+    """The file that a URI names, or those of a folder by path."""
+    found, root = sorted(list_files(uri), key=pure), PurePosixPath(shown(uri))
     if [pure(file) for file in found] == [root]:
         return found
     return [file for file in found if _is_corpus_file(pure(file).relative_to(root))] or _refuse_folder(shown(uri))

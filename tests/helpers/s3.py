@@ -120,6 +120,7 @@ def _command(folder: Path, store: Store) -> list[str]:
         "filer.localSocket": folder / "socket",
         "s3.port": store.port,
         "s3.port.iceberg": 0,
+        "s3.port.lance": 0,  # 9101 otherwise, so that two stores cannot run at once
         "s3.config": folder / "keys.json",
     }
     # If the tests are killed, so is the store.
