@@ -15,6 +15,7 @@ from typing import Any, TypeVar, cast, get_args, get_origin
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 
 from nezha_ds.errors import ConfigError
 
@@ -120,15 +121,18 @@ def _explain(kind: type[Settings], error: ValidationError) -> str:
 
 
 def _keys_at(kind: type[Settings], path: Sequence[str]) -> list[str]:
-    """The keys that the section at `path` has."""
-    parts = iter(path)
-    for part in parts:
-        field = kind.model_fields.get(part)
-        annotation: Any = field.annotation if field else None
-        if get_origin(annotation) is dict:  # of sections by name, which the next part is
-            next(parts, None)
-            annotation = get_args(annotation)[1]
-        if not (isinstance(annotation, type) and issubclass(annotation, Settings)):
-            return []
-        kind = annotation
-    return list(kind.model_fields)
+    """The keys that the section at `path` has; below a table of sections by name, a part of the path is a name."""
+    section: Any = kind
+    for part in path:
+        if get_origin(section) is dict:
+            section = get_args(section)[-1]
+        else:
+            field = _fields(section).get(part)
+            section = field.annotation if field else None
+    return list(_fields(section))
+
+
+def _fields(section: object) -> Mapping[str, FieldInfo]:
+    if isinstance(section, type) and issubclass(section, Settings):
+        return section.model_fields
+    return {}

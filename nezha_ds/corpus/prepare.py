@@ -194,9 +194,15 @@ def _finish(
     folder = settings.out
     shards = tuple(shard for receipt in receipts for shard in receipt.shards)
     report = make_report(receipts, before)
+    trained = {shard.source for shard in shards if shard.split == "train"}
     for source in identity.sources:
         if not report.sources[source.name].documents:
             raise _nothing_left(source, report.sources[source.name])
+        if source.weight and source.name not in trained:
+            raise DataError(
+                f"every document of source {source.name!r} is held out, which leaves nothing to give its weight to; "
+                "give it more text, or lower --heldout"
+            )
     manifest = Manifest(
         format=identity.format,
         tokenizer=identity.tokenizer,

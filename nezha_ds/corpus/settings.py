@@ -27,7 +27,7 @@ class SourceSettings(Settings):
     inputs: tuple[str, ...] = Field(min_length=1)
     """Files, folders, globs and URIs, in order; `embedded` is the shipped texts."""
     weight: int = Field(default=0, ge=0)
-    """Its share of the samples, beside the weights of the others; 0 for what its length makes it."""
+    """Its share of the samples beside the weights of the others; 0 for what its length makes it, all sources alike."""
     separation: Separation | None = None
     """What ends a document here; unset is what holds for all."""
     field: str | None = None
@@ -76,12 +76,16 @@ class PrepareSettings(Settings):
     """Replace what the folder holds if that was prepared in another way."""
 
     @model_validator(mode="after")
-    def _names_are_names(self) -> Self:
+    def _sources_go_together(self) -> Self:
         for name in self.sources:
             if not _NAME.fullmatch(name):
                 raise ValueError(f"source {name!r} must be named by letters, digits, - and _ alone")
         if self.inputs and SOURCE in self.sources:
             raise ValueError(f"source {SOURCE!r} is what plain inputs form; give one of the two another name")
+        weightless = [source.name for source in self.all_sources() if not source.weight]
+        if any(source.weight for source in self.sources.values()) and weightless:
+            reason = f"{', '.join(weightless)} has none" + f" (plain inputs are {SOURCE!r})" * bool(self.inputs)
+            raise ValueError(f"some sources have weights and {reason}; give every source a weight, or none of them")
         return self
 
     def all_sources(self) -> tuple[Source, ...]:

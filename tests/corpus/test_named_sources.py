@@ -56,13 +56,20 @@ def texts(tmp_path: Path) -> dict[str, SourceSettings]:
     for number, name in enumerate(("wiki", "news", "web")):
         path = tmp_path / f"{name}.txt"
         path.write_text("\n\n".join(f"第{n}篇，文字共有。" for n in range(40 * number, 40 * number + 60)))
-        sources[name] = SourceSettings(inputs=(str(path),), weight=number)
+        sources[name] = SourceSettings(inputs=(str(path),))
     return sources
 
 
 @pytest.fixture
 def small_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_SMALLEST_TASK", 500)
+
+
+def weighted(sources: dict[str, SourceSettings]) -> dict[str, SourceSettings]:
+    """The same with weights 1, 2, …"""
+    return {
+        name: source.model_copy(update={"weight": weight}) for weight, (name, source) in enumerate(sources.items(), 1)
+    }
 
 
 def run(out: Path, sources: dict[str, SourceSettings], workers: int = 1, **settings: Any) -> Manifest:
@@ -73,7 +80,7 @@ def test_each_shard_is_of_one_source_and_the_manifest_names_all(
     tmp_path: Path, texts: dict[str, SourceSettings], small_tasks: None
 ) -> None:
     manifest = run(tmp_path / "out", texts, inputs=(texts["wiki"].inputs[0],), heldout=0.2)
-    assert [(one.name, one.weight) for one in manifest.sources] == [("text", 0), ("wiki", 0), ("news", 1), ("web", 2)]
+    assert [(one.name, one.weight) for one in manifest.sources] == [("text", 0), ("wiki", 0), ("news", 0), ("web", 0)]
     assert [one.inputs for one in manifest.sources[1:]] == [texts[name].inputs for name in texts]
     assert len(manifest.shards) > 8
     for number, name in enumerate(("wiki", "news", "web")):
@@ -170,13 +177,28 @@ def test_a_source_of_which_nothing_is_left_is_named(tmp_path: Path, texts: dict[
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
+def test_a_weight_needs_something_to_train_on(tmp_path: Path, texts: dict[str, SourceSettings]) -> None:
+    (tmp_path / "tiny.txt").write_text("只有一篇。")
+    sources = {**texts, "tiny": SourceSettings(inputs=(str(tmp_path / "tiny.txt"),))}
+    run(tmp_path / "out", sources, heldout=0.99)
+    assert {entry.source for entry in read_manifest(tmp_path / "out").of("heldout")} == {*sources}
+    with pytest.raises(
+        DataError, match=r"every document of source '\w+' is held out, .* more text, or lower --heldout"
+    ):
+        run(tmp_path / "weighted", weighted(sources), heldout=0.99)
+
+
 def test_another_way_to_read_or_weigh_a_source_is_another_preparation(
     tmp_path: Path, texts: dict[str, SourceSettings]
 ) -> None:
     run(tmp_path / "out", texts)
-    changed = {**texts, "web": texts["web"].model_copy(update={"weight": 5, "separation": "line"})}
-    with pytest.raises(ConfigError, match=r"different: sources\.web\.weight, sources\.web\.separation\)"):
+    changed = {**texts, "web": texts["web"].model_copy(update={"field": "body", "separation": "line"})}
+    with pytest.raises(ConfigError, match=r"different: sources\.web\.separation, sources\.web\.field\)"):
         run(tmp_path / "out", changed)
+    with pytest.raises(
+        ConfigError, match=r"different: sources\.wiki\.weight, sources\.news\.weight, sources\.web\.weight"
+    ):
+        run(tmp_path / "out", weighted(texts))
     with pytest.raises(ConfigError, match=r"different: sources, files\)"):
         run(tmp_path / "out", dict(reversed(texts.items())))
     run(tmp_path / "plain", {}, inputs=texts["web"].inputs)
@@ -246,10 +268,10 @@ def test_flags_override_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_plain_inputs_and_sources_on_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = prepared_by(monkeypatch, "a", "b", "--source", "新闻:2=s3://bucket/x", "--out", "x")
-    assert [(one.name, one.weight, one.inputs) for one in settings.all_sources()] == [
-        ("text", 0, ("a", "b")),
-        ("新闻", 2, ("s3://bucket/x",)),
+    settings = prepared_by(monkeypatch, "a", "b", "--source", "新闻=s3://bucket/x", "--out", "x")
+    assert [(one.name, one.inputs) for one in settings.all_sources()] == [
+        ("text", ("a", "b")),
+        ("新闻", ("s3://bucket/x",)),
     ]
     assert [one.inputs for one in PrepareSettings(out=Path()).all_sources()] == [("embedded",)]
 
@@ -262,6 +284,11 @@ def test_plain_inputs_and_sources_on_the_command_line(monkeypatch: pytest.Monkey
         (["--source", "a.b=c"], "--source 'a.b=c' is not of the form"),
         (["--source", "a:1=b", "--source", "a:2=c"], "gives 'a' another weight than 1; give it one"),
         (["--source", "text=b", "a"], "source 'text' is what plain inputs form; give one of the two another name"),
+        (
+            ["a", "--source", "b:1=c"],
+            "some sources have weights and text has none (plain inputs are 'text'); give every",
+        ),
+        (["--source", "a:0=a", "--source", "b:1=c"], "some sources have weights and a has none; give every source a"),
         (["a", "--set", "sources.a.weight=1"], "sources.a.inputs is not set; give it a value"),
         (["a", "--set", "sources.a.weigth=1", "--source", "a=b"], "'sources.a.weigth'; did you mean 'weight'?"),
         (["a", "--set", "sources=3", "--source", "a=b"], "override of 'sources.a.inputs': 'sources' is a value"),
