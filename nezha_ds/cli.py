@@ -163,14 +163,15 @@ def _add_prepare(commands: Any) -> None:
         "  mpirun -n 64 nezha-ds prepare news/ --executor mpi --out shards",
     )
     command.add_argument(
-        "inputs", nargs="*", metavar="INPUT", help="files, folders, 'globs', s3:// and other URIs, or \"embedded\""
+        "inputs", nargs="*", metavar="INPUT", help='files, folders, quoted globs, s3:// and other URIs, or "embedded"'
     )
     command.add_argument(
         "--source",
         action="append",
         default=[],
         metavar="NAME[:WEIGHT]=INPUT",
-        help="an input of a named source, with its weight among the others (default: 0, its length); repeatable",
+        help="an input of a named source, with its weight beside the others' (default: no source has one, lengths "
+        "decide); repeatable",
     )
     command.add_argument("--recipe", type=Path, help="TOML with any of these and more; flags override it")
     command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override; repeatable")
