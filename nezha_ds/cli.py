@@ -46,8 +46,11 @@ def prepare(given: argparse.Namespace) -> int:
     for override in (*given.set, *(f"clean.{override}" for override in given.cleaning)):
         set_dotted(tree, override)
     for name in PrepareSettings.model_fields:
-        if (value := getattr(given, name, None)) not in (None, []):
+        value = getattr(given, name, None)
+        if value is not False and value not in (None, []):  # as flags are that were not given
             tree[name] = value
+    if given.cased:
+        tree["lowercase"] = False
     for source, values in parse_sources(given.source).items():
         for name, value in values.items():
             set_value(tree, ("sources", source, name), value)
@@ -177,9 +180,7 @@ def _add_prepare(commands: Any) -> None:
     command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override; repeatable")
     command.add_argument("--out", help="folder for the shards")
     command.add_argument("--vocabulary", help="a vocab.txt (default: BERT-Chinese's 21,128 entries)")
-    command.add_argument(
-        "--cased", dest="lowercase", action="store_const", const=False, help="keep capitals and accents"
-    )
+    command.add_argument("--cased", action="store_true", help="keep capitals and accents")
     command.add_argument("--segmenter", help="rjieba (default), jieba, character or pretokenized")
     command.add_argument("--user-dictionary", help="words to add to rjieba's or jieba's, in jieba's format")
     command.add_argument(
@@ -189,18 +190,14 @@ def _add_prepare(commands: Any) -> None:
     )
     command.add_argument("--field", help='field of JSON lines or column of a table (default: "text")')
     command.add_argument("--heldout", type=float, help="share of documents for evaluation (default: 0.02)")
-    command.add_argument(
-        "--deduplicate", action="store_const", const=True, help="keep the first of equal documents only"
-    )
+    command.add_argument("--deduplicate", action="store_true", help="keep the first of equal documents only")
     command.add_argument("--clean", dest="cleaning", action="append", default=[], metavar="NAME=VALUE", help=_CLEANING)
     command.add_argument(
         "--on-error", choices=("stop", "skip"), help="broken input: stop (default), or count and go on"
     )
     command.add_argument("--executor", choices=("processes", "mpi"), help="processes (default), or the ranks of mpirun")
     command.add_argument("--workers", type=int, help="processes (default: one per core)")
-    command.add_argument(
-        "--overwrite", action="store_const", const=True, help="replace a folder that was prepared otherwise"
-    )
+    command.add_argument("--overwrite", action="store_true", help="replace a folder that was prepared otherwise")
     command.set_defaults(refuse=command.error)
 
 

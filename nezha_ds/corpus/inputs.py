@@ -5,7 +5,6 @@ groups; packed and Arrow files stay whole. The cut depends on the files alone, n
 a piece.
 """
 
-import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BufferedReader
@@ -14,20 +13,10 @@ from pathlib import Path, PurePath, PurePosixPath
 
 from nezha_ds.corpus.faults import Fault, OnFault, stop
 from nezha_ds.corpus.globs import find_matches, find_remote_matches, has_magic
+from nezha_ds.corpus.kinds import KINDS, Separation, find_kind, kind_of
 from nezha_ds.corpus.location import Location, open_bytes, pure, size_of
-from nezha_ds.corpus.packing import BLOCK_BYTES, PACKED, UNPACKING_FAULTS, is_packed, open_text
-from nezha_ds.corpus.sources import (
-    KINDS,
-    Kind,
-    Piece,
-    Separation,
-    Separator,
-    cut_parquet,
-    half_separator,
-    kind_of,
-    separator_of,
-)
-from nezha_ds.corpus.wikiextractor import BEGINNING_BYTES, recognise
+from nezha_ds.corpus.packing import BLOCK_BYTES, PACKED, is_packed
+from nezha_ds.corpus.sources import Piece, Separator, cut_parquet, half_separator, separator_of
 from nezha_ds.errors import DataError
 from nezha_ds.remote import RemoteFile, is_remote, list_files, shown
 
@@ -136,36 +125,17 @@ def cut_all(files: Sequence[Location], size: int, separation: Separation, on_fau
             yield from pieces
 
 
-def find_kind(path: Location, separation: Separation) -> Kind:
-    """How a file is read: as its suffix says, but text that begins as WikiExtractor's does as such.
-
-    To be told `line` or `file` is obeyed; to be told `wikiextractor` holds for text and JSON lines, however they begin.
-    """
-    kind = kind_of(path)
-    if kind == "json" and separation == "wikiextractor":
-        return "wiki-json"
-    if kind != "text" or separation in ("line", "file"):
-        return kind
-    return recognise(_beginning(path)) or ("wiki" if separation == "wikiextractor" else "text")
-
-
-def _beginning(path: Location) -> bytes:
-    """The text's first line, or what tells enough of it; of a damaged archive less, which the reading will name."""
-    data = b""
-    with contextlib.suppress(*UNPACKING_FAULTS), open_text(path) as file:
-        while len(data) < BEGINNING_BYTES and b"\n" not in data and (block := file.read1(BEGINNING_BYTES)):
-            data += block
-    return data
-
-
 def cut(path: Location, size: int, separation: Separation, on_fault: OnFault = stop) -> list[Piece]:
-    """A file as consecutive pieces of about `size` bytes, each of whole documents; together they are the file."""
-    kind = find_kind(path, separation)
-    if kind == "parquet":
+    """A file as consecutive pieces of about `size` bytes, each of whole documents; together they are the file.
+
+    One that is not divided is not looked into: of many small files behind a URI each look is a round trip.
+    """
+    suffix, length = kind_of(path), text_size(path)
+    if suffix == "parquet":
         return cut_parquet(path, on_fault)
-    length = text_size(path)
-    if kind == "arrow" or is_packed(path):
-        return [Piece(path, 0, None, length, kind)]
+    if suffix == "arrow" or is_packed(path) or length <= size:
+        return [Piece(path, 0, None, length)]
+    kind = find_kind(path, separation)
     ends = _boundaries(path, length, -(-length // size), separator_of(kind, separation))
     return [Piece(path, start, stop, stop - start, kind) for start, stop in pairwise([0, *ends, length])]
 

@@ -12,7 +12,8 @@ from nezha_ds.corpus.clean import CleanSettings
 from nezha_ds.corpus.encode import OnError
 from nezha_ds.corpus.executor import ExecutorName
 from nezha_ds.corpus.inputs import EMBEDDED
-from nezha_ds.corpus.sources import Separation, Source
+from nezha_ds.corpus.kinds import Separation
+from nezha_ds.corpus.sources import Source
 from nezha_ds.errors import ConfigError
 
 SOURCE = "text"

@@ -1,8 +1,6 @@
 """Files of any supported kind to a stream of documents.
 
-A kind is a suffix: `.jsonl` (`.ndjson`, `.json`), `.parquet`, `.arrow`, anything else is plain text, or WikiExtractor's
-output when it begins so (`inputs.find_kind`); each of the text kinds may be packed (`.gz`, `.xz`, `.bz2`, `.zst`).
-Reading is streamed in blocks of 1 MB, one document at a time.
+What is in a file says `kinds`. Reading is streamed in blocks of 1 MB, one document at a time.
 
 A fault (bad UTF-8, a cut archive, half a JSON line, a missing field …) is given to a handler: `stop` raises it, with
 file and line; a handler that returns lets the reading go on with the next document that is whole. What a cut archive
@@ -12,17 +10,18 @@ or an endless line has of a document is left out. About 600 MB/s of plain text o
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import pyarrow  # pyright: ignore[reportMissingTypeStubs]
 import pyarrow.parquet  # pyright: ignore[reportMissingTypeStubs]
 
 from nezha_ds.config import Settings
 from nezha_ds.corpus.faults import Fault, OnFault, stop
-from nezha_ds.corpus.location import Location, open_bytes, pure
-from nezha_ds.corpus.packing import BLOCK_BYTES, UNPACKING_FAULTS, is_packed, open_text
+from nezha_ds.corpus.kinds import Kind, Separation, find_kind, kind_of
+from nezha_ds.corpus.location import Location, open_bytes
+from nezha_ds.corpus.packing import BLOCK_BYTES, UNPACKING_FAULTS, open_text
 from nezha_ds.corpus.wikiextractor import BLOCK_END, HALF_BLOCK_END, article, decode_entities, parse
 from nezha_ds.remote import is_remote, shown
 
@@ -32,9 +31,6 @@ _parquet: Any = pyarrow.parquet
 MAX_DOCUMENT_BYTES = 32 << 20
 """A longer document is a fault: it is nearly always a file whose documents are separated in another way."""
 
-Separation = Literal["blank-line", "line", "file", "wikiextractor"]
-"""What ends a document of plain text."""
-Kind = Literal["text", "json", "parquet", "arrow", "wiki", "wiki-json"]
 OnBytes = Callable[[int], None]
 
 
@@ -77,12 +73,7 @@ class Piece:
     size: int
     """About how many bytes of text it holds."""
     kind: Kind | None = None
-    """How it is read; None is what the suffix says."""
-
-    @property
-    def reader(self) -> Kind:
-        """How it is read."""
-        return self.kind or kind_of(self.path)
+    """How it is read; None when nobody has looked yet, for whoever reads it to find."""
 
 
 def _uncounted(_: int) -> None:
@@ -91,24 +82,7 @@ def _uncounted(_: int) -> None:
 
 # ------------------------------------------------------------------------------------------------------------ the kinds
 
-KINDS: dict[str, Kind] = {
-    ".txt": "text",
-    ".jsonl": "json",
-    ".ndjson": "json",
-    ".json": "json",
-    ".parquet": "parquet",
-    ".arrow": "arrow",
-}
-"""What a suffix means; any other is plain text."""
-
-
 _TABLE_FAULTS: tuple[type[Exception], ...] = (OSError, _arrow.ArrowException)
-
-
-def kind_of(path: Location) -> Kind:
-    """The kind of a file by its suffix, below that of packing."""
-    name = pure(path)
-    return KINDS.get((name.with_suffix("") if is_packed(path) else name).suffix.lower(), "text")
 
 
 def _is_table(path: Location) -> bool:
@@ -164,7 +138,8 @@ class Reading:
 
 def read(piece: Piece, reading: Reading) -> Iterator[Document]:
     """The documents of a piece, in order; what is only white space between separators is none."""
-    return _READERS[piece.reader](piece, reading)
+    kind = piece.kind or find_kind(piece.path, reading.separation)
+    return _READERS[kind](replace(piece, kind=kind), reading)
 
 
 def _read_text(piece: Piece, reading: Reading) -> Iterator[Document]:
@@ -187,7 +162,7 @@ def _read_wiki(piece: Piece, reading: Reading) -> Iterator[Document]:
 
 
 def _read_json(piece: Piece, reading: Reading) -> Iterator[Document]:
-    of_row = _article if piece.reader == "wiki-json" else _field
+    of_row = _article if piece.kind == "wiki-json" else _field
     for offset, line in _split(piece, reading):
         row = _decode(piece.path, offset, line, reading)
         if row is None:
@@ -244,7 +219,8 @@ _TOO_LONG = {
 
 def _split(piece: Piece, reading: Reading) -> Iterator[tuple[int, bytes]]:
     """What stands between separators, with its offset in the unpacked file."""
-    offset, rest, separator = piece.start, b"", separator_of(piece.reader, reading.separation)
+    assert piece.kind  # `read` has found it
+    offset, rest, separator = piece.start, b"", separator_of(piece.kind, reading.separation)
     too_long = False
     for block in _blocks(piece, reading):
         if block is None:
@@ -258,7 +234,7 @@ def _split(piece: Piece, reading: Reading) -> Iterator[tuple[int, bytes]]:
             begin, too_long = match.end(), False
         offset, rest = offset + begin, data[begin:]
         if len(rest) > MAX_DOCUMENT_BYTES and not too_long:
-            reason = _TOO_LONG[piece.reader]
+            reason = _TOO_LONG[piece.kind]
             reading.on_fault(Fault(kind="too long", path=piece.path, place=offset, reason=reason))
             too_long = True
         if too_long:

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from nezha_ds.corpus import prepare as module
+from nezha_ds.corpus.faults import Fault
 from nezha_ds.corpus.inputs import cut, find_files
 from nezha_ds.corpus.prepare import prepare
 from nezha_ds.corpus.settings import PrepareSettings
@@ -145,6 +146,23 @@ def test_what_cannot_be_read_is_refused(store: Store, uri: str, message: str) ->
     store.put("inputs/refused/x/empty.txt", b"")
     with pytest.raises(DataError, match=message):
         find_files([uri])
+
+
+def test_files_that_are_not_divided_are_not_looked_into(store: Store) -> None:
+    for number in range(20):
+        store.put(f"inputs/small/{number:02d}", "字".encode())
+    files = find_files(["s3://inputs/small"])
+    before = store.requests("inputs")
+    assert [piece.path for file in files for piece in cut(file, 1 << 20, "blank-line")] == files
+    assert store.requests("inputs") == before
+
+
+def test_a_fault_survives_its_receipt(store: Store) -> None:
+    store.put("inputs/receipt/a.txt", b"\xff")
+    (file,) = find_files(["s3://inputs/receipt/a.txt"])
+    for path in (file, Path("a.txt")):
+        fault = Fault(kind="not UTF-8", path=path, place=0, reason="bad")
+        assert Fault.model_validate_json(fault.model_dump_json()) == fault
 
 
 def test_faults_name_uri_and_line(tmp_path: Path, store: Store) -> None:
