@@ -79,14 +79,16 @@ def _prepare(settings: PrepareSettings, progress: bool, start: Start) -> Manifes
     sources = settings.all_sources()
     faults = {source.name: Faults() for source in sources}
     on_fault: Mapping[str, OnFault] = faults if settings.on_error == "skip" else dict.fromkeys(faults, stop)
-    files = {source: find_files(source.inputs, on_fault[source.name]) for source in sources}
+    with _status("listing the inputs", progress):
+        files = {source: find_files(source.inputs, on_fault[source.name]) for source in sources}
     vocabulary = load_vocabulary(settings.vocabulary)
     identity = identify(settings, [*chain.from_iterable(files.values())], vocabulary)
     folder = claim(settings.out, identity, settings.overwrite)
     if (folder / MANIFEST).exists():
         manifest, state = complete(folder), "is complete already"
     else:
-        works = _divide(settings, files, identity, on_fault)
+        with _status("dividing the inputs", progress):
+            works = _divide(settings, files, identity, on_fault)
         _check_space(folder, works)
         try:
             with start(len(works)) as pool:
@@ -101,6 +103,11 @@ def _prepare(settings: PrepareSettings, progress: bool, start: Start) -> Manifes
 
 
 # ------------------------------------------------------------------------------------------------------------- the work
+
+
+def _status(text: str, shown: bool) -> AbstractContextManager[object]:
+    """What a terminal shows while requests are made to a store, seconds for a thousand files; else nothing."""
+    return Console(stderr=True, quiet=not shown).status(text)
 
 
 def _divide(
