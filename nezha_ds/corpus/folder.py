@@ -18,9 +18,20 @@ from nezha_ds.corpus.inputs import stamp
 from nezha_ds.corpus.location import Location
 from nezha_ds.corpus.settings import SOURCE, PrepareSettings
 from nezha_ds.corpus.sources import Source
-from nezha_ds.errors import ConfigError
+from nezha_ds.errors import ConfigError, DataError
 from nezha_ds.files import make_folder, write_atomically
-from nezha_ds.shards import FORMAT, MANIFEST, Manifest, SegmenterEntry, TokenizerEntry, check_sizes, read_manifest
+from nezha_ds.shards import (
+    FORMAT,
+    MANIFEST,
+    Manifest,
+    SegmenterEntry,
+    ShardEntry,
+    SourceEntry,
+    TokenizerEntry,
+    check_sizes,
+    read_manifest,
+    write_manifest,
+)
 from nezha_ds.text.normalize import NORMALISATION
 from nezha_ds.text.segment import make_segmenter
 from nezha_ds.text.vocab import Vocabulary
@@ -44,8 +55,17 @@ class Identity(Settings):
 
     @property
     def digest(self) -> str:
-        """All of it as one hash."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+        """What the shards depend on, as one hash."""
+        return hashlib.sha256(self.without_weights().model_dump_json().encode()).hexdigest()
+
+    @property
+    def source_entries(self) -> tuple[SourceEntry, ...]:
+        """What the manifest tells of the sources."""
+        return tuple(SourceEntry(name=one.name, weight=one.weight, inputs=one.inputs) for one in self.sources)
+
+    def without_weights(self) -> "Identity":
+        """The same without what only the manifest depends on."""
+        return self.model_copy(update={"sources": tuple(one.model_copy(update={"weight": 0}) for one in self.sources)})
 
     def differences(self, other: "Identity") -> list[str]:
         """The names of the settings that differ."""
@@ -93,7 +113,7 @@ def claim(folder: Path, identity: Identity, overwrite: bool) -> Path:
     """Make the folder ours.
 
     1. An unused folder is marked with the identity; 2. the same identity goes on; 3. another one, or a manifest without
-    any, is replaced if `overwrite`, else refused.
+    any, is replaced if `overwrite`, else refused; where only weights differ, nothing but the manifest is.
     """
     make_folder(folder / RECEIPTS)
     remove_temporaries(folder)
@@ -107,7 +127,8 @@ def claim(folder: Path, identity: Identity, overwrite: bool) -> Path:
                 f"{folder} was prepared in another way (different: {names}); choose another folder, or replace it "
                 "with --overwrite"
             )
-        clear(folder)
+        if before is None or before.without_weights() != identity.without_weights():
+            clear(folder)
     write_atomically(folder / IDENTITY, identity.model_dump_json(indent=1))
     return folder
 
@@ -136,9 +157,24 @@ def shards_in(folder: Path) -> Iterable[Path]:
     return chain(folder.glob("train-*.arrow"), folder.glob("heldout-*.arrow"))
 
 
-def complete(folder: Path) -> Manifest:
-    """The manifest of a folder that has one; DataError when shards are missing."""
+def complete(folder: Path, identity: Identity) -> Manifest:
+    """The manifest of a folder that has one, with the weights of today; DataError when shards are missing."""
     manifest = read_manifest(folder)
     check_sizes(folder, manifest.shards)
+    if manifest.sources != identity.source_entries:
+        check_weights(identity, manifest.shards)
+        manifest = manifest.model_copy(update={"sources": identity.source_entries})
+        write_manifest(folder, manifest)
     shutil.rmtree(folder / RECEIPTS, ignore_errors=True)
     return manifest
+
+
+def check_weights(identity: Identity, shards: Iterable[ShardEntry]) -> None:
+    """DataError for a source that has a weight and no document to train on."""
+    trained = {shard.source for shard in shards if shard.split == "train"}
+    for source in identity.sources:
+        if source.weight and source.name not in trained:
+            raise DataError(
+                f"every document of source {source.name!r} is held out, which leaves nothing to give its weight to; "
+                "give it more text, or lower --heldout"
+            )

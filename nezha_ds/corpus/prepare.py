@@ -29,7 +29,7 @@ from nezha_ds.corpus.dedup import KEYS, later_copies
 from nezha_ds.corpus.encode import RECEIPTS, Job, Receipt, Work, encode, survey
 from nezha_ds.corpus.executor import Pool, bar, on_ranks, processes
 from nezha_ds.corpus.faults import Faults, OnFault, stop
-from nezha_ds.corpus.folder import Identity, claim, complete, identify, remove_temporaries, shards_in
+from nezha_ds.corpus.folder import Identity, check_weights, claim, complete, identify, remove_temporaries, shards_in
 from nezha_ds.corpus.inputs import cut_all, find_files, text_size
 from nezha_ds.corpus.location import Location
 from nezha_ds.corpus.report import SourceReport, make_report, summary
@@ -42,7 +42,6 @@ from nezha_ds.shards import (
     SHARD_BYTES,
     VOCABULARY,
     Manifest,
-    SourceEntry,
     write_manifest,
 )
 from nezha_ds.text.vocab import Vocabulary, load_vocabulary
@@ -85,7 +84,7 @@ def _prepare(settings: PrepareSettings, progress: bool, start: Start) -> Manifes
     identity = identify(settings, [*chain.from_iterable(files.values())], vocabulary)
     folder = claim(settings.out, identity, settings.overwrite)
     if (folder / MANIFEST).exists():
-        manifest, state = complete(folder), "is complete already"
+        manifest, state = complete(folder, identity), "is complete already"
     else:
         with _status("dividing the inputs", progress):
             works = _divide(settings, files, identity, on_fault)
@@ -201,22 +200,17 @@ def _finish(
     folder = settings.out
     shards = tuple(shard for receipt in receipts for shard in receipt.shards)
     report = make_report(receipts, before)
-    trained = {shard.source for shard in shards if shard.split == "train"}
     for source in identity.sources:
         if not report.sources[source.name].documents:
             raise _nothing_left(source, report.sources[source.name])
-        if source.weight and source.name not in trained:
-            raise DataError(
-                f"every document of source {source.name!r} is held out, which leaves nothing to give its weight to; "
-                "give it more text, or lower --heldout"
-            )
+    check_weights(identity, shards)
     manifest = Manifest(
         format=identity.format,
         tokenizer=identity.tokenizer,
         segmenter=identity.segmenter,
         normalisation=identity.normalisation,
         heldout=settings.heldout,
-        sources=tuple(SourceEntry(name=one.name, weight=one.weight, inputs=one.inputs) for one in identity.sources),
+        sources=identity.source_entries,
         shards=shards,
     )
     for stray in {*shards_in(folder)} - {folder / shard.name for shard in shards}:

@@ -6,6 +6,7 @@ import pytest
 
 from nezha_ds.corpus.globs import matches
 from nezha_ds.corpus.inputs import EMBEDDED, find_files, stamp
+from nezha_ds.corpus.location import name_of, open_bytes, size_of
 from nezha_ds.errors import DataError
 
 
@@ -67,6 +68,17 @@ def test_a_glob_gives_its_files_by_path(
     assert [str(path) for path in find_files([pattern])] == expected
     # What is behind a URI is matched by ourselves, in the same way.
     assert sorted(name for name in TREE if matches(name.split("/"), pattern.split("/"))) == sorted(expected)
+
+
+def test_any_file_system_that_arrow_opens(tmp_path: Path) -> None:
+    for name in TREE:
+        write(tmp_path / name, name)
+    for pattern in ("", "/b", "/b/c/a.txt", "/**/*.txt"):
+        local = find_files([f"{tmp_path}{pattern}"])
+        behind_uri = find_files([f"file://{tmp_path}{pattern}"])
+        assert [name_of(file) for file in behind_uri] == [f"file://{file}" for file in local]
+        assert [size_of(file) for file in behind_uri] == [size_of(file) for file in local]
+        assert [open_bytes(file).read() for file in behind_uri] == [open_bytes(file).read() for file in local]
 
 
 def test_a_file_with_the_name_of_a_glob_is_that_file(tmp_path: Path) -> None:
