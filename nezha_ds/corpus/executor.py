@@ -1,4 +1,4 @@
-"""Tasks on one process, on many, or on the ranks of an MPI job, with a bar that moves while they run.
+"""Tasks on one process, on many, or on the ranks of an MPI job, with a gauge that tells how far they are.
 
 The seam is `concurrent.futures.Executor`: in place for one worker (a debugger and Ctrl-C reach the task itself), a pool
 of processes for more, `mpi4py.futures` across nodes. A process of the pool ignores Ctrl-C, which its parent
@@ -9,16 +9,12 @@ killed. A rank ends the task that it is at, and `mpirun` ends all ranks when one
 import multiprocessing
 import os
 import signal
-import sys
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from threading import Event, Thread
+from threading import Thread
 from typing import Any, Literal, ParamSpec, Protocol, TypeVar
-
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from nezha_ds.errors import LaunchError
 
@@ -44,7 +40,6 @@ ExecutorName = Literal["processes", "mpi"]
 # only imported them, which takes 0.5 s, once: later pools start in 0.26 s instead of 0.71 s (two workers).
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["nezha_ds.corpus.encode", "rjieba"])
-_REFRESH_SECONDS = 0.2
 
 
 class StoppedError(Exception):
@@ -56,22 +51,23 @@ class Gauge:
 
     def __init__(self) -> None:
         self._bytes = _CONTEXT.Value("q", 0)
-        self._stopping = _CONTEXT.Event()
+        self._stopping = _CONTEXT.RawValue("b", 0)
 
     def add(self, count: int) -> None:
         """Count bytes; StoppedError when the work is called off."""
-        if self._stopping.is_set():
+        if self._stopping.value:
             raise StoppedError
         with self._bytes.get_lock():
             self._bytes.value += count
 
     def read(self) -> int:
         """The bytes counted so far."""
-        return self._bytes.value
+        # Past the lock: a worker that is killed inside leaves it shut, and the parent must go on to say so.
+        return self._bytes.get_obj().value
 
     def call_off(self) -> None:
         """Make every task end at its next `add`."""
-        self._stopping.set()
+        self._stopping.value = 1
 
 
 _gauge: Gauge | None = None
@@ -201,33 +197,3 @@ def _mpi() -> tuple[Any, Any]:
             "or use executor 'processes'"
         )
     return MPI.COMM_WORLD, MPICommExecutor
-
-
-# ------------------------------------------------------------------------------------------------------------- the bar
-
-
-@contextmanager
-def bar(label: str, total: int, gauge: Gauge, shown: bool) -> Generator[None]:
-    """A progress bar on stderr with megabytes read of about `total` bytes, rate and time left."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(file=sys.stderr), disable=not shown) as progress:
-        line, finished, before = progress.add_task(label, total=total), Event(), gauge.read()
-
-        def follow() -> None:
-            while not finished.wait(_REFRESH_SECONDS):
-                progress.update(line, completed=min(gauge.read() - before, total))
-
-        follower = Thread(target=follow, daemon=True)
-        follower.start()
-        try:
-            yield
-            progress.update(line, completed=total)  # of archives it was a guess
-        finally:
-            finished.set()
-            follower.join()
