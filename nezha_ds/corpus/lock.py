@@ -1,7 +1,7 @@
 """One preparation at a time in a folder: a lock that the system takes back when its holder dies, however it dies.
 
 It is flock(2) on a file in the folder, so between hosts it holds as far as the file system carries locks. NFS does: a
-Linux client hands flock to the server unless mounted with `nolock` or `local_lock`, and the lock of a host that lost its
+Linux client hands flock to the server unless mounted with `nolock` or `local_lock`; the lock of a host that lost its
 power lasts as long as its lease, 90 s by default. Lustre does when mounted with `flock`. A file system without locks is
 named in a warning, and nothing keeps a second preparation out there. The lock belongs to the process that hands out the
 work; its workers stop by themselves when it is gone.

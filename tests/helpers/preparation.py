@@ -6,6 +6,8 @@ The environment may say how large a task is (TASK_BYTES) and from which size on 
 which stands for a full disk where none can be mounted: the system answers a write with EFBIG instead of ENOSPC.
 """
 
+import importlib
+import json
 import os
 import resource
 import signal
@@ -65,8 +67,10 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def finished(folder: Path) -> dict[Path, int]:
-    """The shards that lie there and when each was written."""
-    return {path: path.stat().st_mtime_ns for path in folder.glob("*.arrow")}
+    """The shards that receipts vouch for, and when each was written."""
+    receipts = [json.loads(path.read_bytes()) for path in folder.glob("receipts/*.json")]
+    shards = [folder / shard["name"] for receipt in receipts for shard in receipt["shards"]]
+    return {path: path.stat().st_mtime_ns for path in shards}
 
 
 def statutes(path: Path, documents: int = 600) -> Path:
@@ -85,23 +89,29 @@ def wait_for(holds: Callable[[], object], seconds: float = 20) -> None:
         time.sleep(0.005)
 
 
-def group(number: int) -> list[int]:
-    """The living processes of a session; those of mpirun's ranks have groups of their own."""
-    living = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, _, _, session = path.read_text().rpartition(")")[2].split()[:4]
-        except OSError:  # it has ended
-            continue
-        if int(session) == number and state != "Z":
-            living.append(int(path.parent.name))
-    return living
+def group(session: int) -> list[int]:
+    """The living processes of a session."""
+    processes = [int(path.parent.name) for path in Path("/proc").glob("[0-9]*/stat")]
+    return [pid for pid in processes if _stat(pid)[3] == str(session) and _stat(pid)[0] != "Z"]
+
+
+def parent_of(pid: int) -> int:
+    """The id of the process that started this one."""
+    return int(_stat(pid)[1])
+
+
+def _stat(pid: int) -> list[str]:
+    """State, parent, group, session …; of a process that has ended, the same of none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return ["Z", "0", "0", "0"]
 
 
 if __name__ == "__main__":
     prepare._SMALLEST_TASK = int(os.environ.get("TASK_BYTES", TASK_BYTES))
     if limit := os.environ.get("FILE_BYTES"):
         if "mpi" in sys.argv:
-            import mpi4py.MPI  # its own files are larger
+            importlib.import_module("mpi4py.MPI")  # starts MPI, whose own files are larger
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), resource.RLIM_INFINITY))
     sys.exit(cli.main(["prepare", *sys.argv[1:]]))

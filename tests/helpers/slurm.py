@@ -77,6 +77,21 @@ class Slurm:
         words = [str(word) for word in command]
         return subprocess.run(words, env=self.env, capture_output=True, text=True, timeout=timeout, check=False)
 
+    def popen(self, *command: object) -> "subprocess.Popen[str]":
+        """A command of Slurm's, begun."""
+        words, pipe = [str(word) for word in command], subprocess.PIPE
+        return subprocess.Popen(words, env=self.env, stdout=pipe, stderr=pipe, text=True)
+
+    def ranks(self, number: int) -> list[int]:
+        """The processes of all steps' tasks of this number, by id."""
+        return [pid for pid, env in self.members() if f"SLURM_PROCID={number}".encode() in env]
+
+    def members(self) -> list[tuple[int, list[bytes]]]:
+        """Everything that runs in the cluster, with its environment: daemons, steps, tasks."""
+        mark = f"SLURM_CONF={self.env['SLURM_CONF']}".encode()
+        found = ((int(path.parent.name), _environment_of(path)) for path in Path("/proc").glob("[0-9]*/environ"))
+        return [(pid, env) for pid, env in found if mark in env]
+
     def start(self, name: str, *command: str) -> None:
         """Start a daemon in the foreground; it dies with this process."""
         with (self.folder / f"{name}.out").open("ab") as output:
@@ -110,8 +125,9 @@ def slurm(
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))
     cluster = Slurm(folder)
     try:
-        _configure(folder, nodes, cpus, partitions or {"main": ""}, settings)
-        _start(cluster, nodes)
+        partitions = partitions or {"main": ""}
+        _configure(folder, nodes, cpus, partitions, settings)
+        _start(cluster, nodes, next(iter(partitions)))
         yield cluster
     finally:
         _stop(cluster)
@@ -141,7 +157,7 @@ def _configure(folder: Path, nodes: int, cpus: int, partitions: Mapping[str, str
     key.chmod(0o600)
 
 
-def _start(cluster: Slurm, nodes: int) -> None:
+def _start(cluster: Slurm, nodes: int, partition: str) -> None:
     folder = cluster.folder
     files = [f"--{name}={folder / file}" for name, file in _MUNGE_FILES.items()]
     cluster.start("munged", "munged", "--foreground", "--force", *files)  # force: whoever owns /tmp
@@ -149,7 +165,7 @@ def _start(cluster: Slurm, nodes: int) -> None:
     cluster.start("slurmctld", "slurmctld", "-D")
     for number in range(1, nodes + 1):
         cluster.start(f"n{number}", "slurmd", "-D", "-N", f"n{number}")
-    cluster.wait_for(str(nodes), "sinfo", "--noheader", "--states=idle", "--format=%D", "--partition=main")
+    cluster.wait_for(str(nodes), "sinfo", "--noheader", "--states=idle", "--format=%D", f"--partition={partition}")
 
 
 _MUNGE_FILES = {
@@ -166,17 +182,12 @@ def _stop(cluster: Slurm) -> None:
 
     Cancelling jobs first would take seconds, and does not reach the steps of a node that a test has killed.
     """
-    while members := _members(cluster):
-        for pid in members:
+    while members := cluster.members():
+        for pid, _ in members:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         for daemon in cluster.daemons.values():
             daemon.wait()
-
-
-def _members(cluster: Slurm) -> list[int]:
-    mark = f"SLURM_CONF={cluster.env['SLURM_CONF']}".encode()
-    return [int(path.parent.name) for path in Path("/proc").glob("[0-9]*/environ") if mark in _environment_of(path)]
 
 
 def _environment_of(path: Path) -> list[bytes]:
