@@ -63,35 +63,25 @@ def write_parquet(path: Path, size: int) -> None:
 WRITE = {"txt": write_text, "jsonl.gz": write_json, "parquet": write_parquet}
 
 
-def measure(inputs: Path, out: Path, workers: int) -> tuple[dict[str, tuple[int, int]], float]:
+def measure(*arguments: object) -> tuple[dict[str, tuple[int, int]], float]:
     """Prepare; (peak RSS, peak PSS) in bytes of every process by name, and the seconds it took."""
-    command = [
-        sys.executable,
-        "-m",
-        "nezha_ds.cli",
-        "prepare",
-        str(inputs),
-        "--out",
-        str(out),
-        "--workers",
-        str(workers),
-    ]
-    started, peaks = time.monotonic(), dict[str, tuple[int, int]]()
+    command = [sys.executable, "-m", "nezha_ds.cli", "prepare", *map(str, arguments)]
+    started, names, peaks = time.monotonic(), dict[int, str](), dict[str, tuple[int, int]]()
     process = subprocess.Popen(command, env=ranks.environment(), start_new_session=True)
     while process.poll() is None:
         for pid in preparation.group(process.pid):
-            name = "parent" if pid == process.pid else f"{_role(pid, process.pid)} {pid}"
+            name = names.setdefault(pid, f"{_role(pid, process.pid)} {pid}")
             resident, share = peaks.get(name, (0, 0))
-            peaks[name] = (
-                max(resident, _kilobytes(pid, "status", "VmHWM")),
-                max(share, _kilobytes(pid, "smaps_rollup", "Pss")),
-            )
+            resident = max(resident, _kilobytes(pid, "status", "VmHWM"))
+            peaks[name] = resident, max(share, _kilobytes(pid, "smaps_rollup", "Pss"))
         time.sleep(_SAMPLE_SECONDS)
     assert process.returncode == 0
     return peaks, time.monotonic() - started
 
 
 def _role(pid: int, leader: int) -> str:
+    if pid == leader:
+        return "parent"
     return "helper" if preparation.parent_of(pid) == leader else "worker"
 
 
@@ -116,7 +106,7 @@ def main() -> None:
         folder = Path(name)
         inputs = folder / f"corpus.{given.kind}"
         WRITE[given.kind](inputs, int(given.size))
-        peaks, seconds = measure(inputs, folder / "shards", given.workers)
+        peaks, seconds = measure(inputs, "--out", folder / "shards", "--workers", given.workers)
     for process, (resident, share) in sorted(peaks.items()):
         print(f"{process:<16} peak RSS {resident / 1e6:7,.0f} MB   peak PSS {share / 1e6:7,.0f} MB")
     print(f"{given.size / 1e6:,.0f} MB of text in {seconds:,.0f} s: {given.size / 1e6 / seconds:.1f} MB/s")
