@@ -163,7 +163,8 @@ def _add_prepare(commands: Any) -> None:
         "  nezha-ds prepare --source wiki:2=wiki/ --source news:1=news/ --out shards\n"
         "  nezha-ds prepare --recipe launch/recipes/prepare-sources.toml --set clean.min_chinese=0.5\n"
         "  nezha-ds prepare crawl/ --on-error skip --clean min_chinese=0.5 --out shards\n"
-        "  mpirun -n 64 nezha-ds prepare news/ --executor mpi --out shards",
+        "  mpirun -n 64 nezha-ds prepare news/ --executor mpi --out shards\n"
+        "  srun -n 64 --mpi=pmix --kill-on-bad-exit=1 nezha-ds prepare news/ --executor mpi --out shards",
     )
     command.add_argument(
         "inputs", nargs="*", metavar="INPUT", help='files, folders, quoted globs, s3:// and other URIs, or "embedded"'
@@ -195,7 +196,9 @@ def _add_prepare(commands: Any) -> None:
     command.add_argument(
         "--on-error", choices=("stop", "skip"), help="broken input: stop (default), or count and go on"
     )
-    command.add_argument("--executor", choices=("processes", "mpi"), help="processes (default), or the ranks of mpirun")
+    command.add_argument(
+        "--executor", choices=("processes", "mpi"), help="processes (default), or the ranks of mpirun or srun"
+    )
     command.add_argument("--workers", type=int, help="processes (default: one per core)")
     command.add_argument("--overwrite", action="store_true", help="replace a folder that was prepared otherwise")
     command.set_defaults(refuse=command.error)

@@ -109,17 +109,25 @@ def identify(settings: PrepareSettings, files: Sequence[Location], vocabulary: V
     )
 
 
-def claim(folder: Path, identity: Identity, overwrite: bool) -> Path:
+def is_complete(folder: Path, identity: Identity) -> bool:
+    """Whether the folder holds this preparation to its end."""
+    return (folder / MANIFEST).exists() and _read_identity(folder) == identity
+
+
+def claim(folder: Path, identity: Identity, overwrite: bool) -> None:
     """Make the folder ours.
 
-    1. An unused folder is marked with the identity; 2. the same identity goes on; 3. another one, or a manifest without
-    any, is replaced if `overwrite`, else refused; where only weights differ, nothing but the manifest is.
+    1. What is complete is only read; 2. an unused folder is marked with the identity; 3. the same identity goes on;
+    4. another one, or a manifest without any, is replaced if `overwrite`, else refused; where only weights differ,
+    nothing but the manifest is.
     """
+    if is_complete(folder, identity):
+        return
     make_folder(folder / RECEIPTS)
     remove_temporaries(folder)
     before = _read_identity(folder)
     if before == identity:
-        return folder
+        return
     if before is not None or (folder / MANIFEST).exists():
         if not overwrite:
             names = ", ".join(identity.differences(before)) if before else f"it has no {IDENTITY}"
@@ -130,7 +138,6 @@ def claim(folder: Path, identity: Identity, overwrite: bool) -> Path:
         if before is None or before.without_weights() != identity.without_weights():
             clear(folder)
     write_atomically(folder / IDENTITY, identity.model_dump_json(indent=1))
-    return folder
 
 
 def _read_identity(folder: Path) -> Identity | None:

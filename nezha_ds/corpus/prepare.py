@@ -8,7 +8,8 @@
    two different documents are enough for both sides; a single one is for training.
 5. The vocabulary and the report are written, and last the manifest: a folder that has one is complete.
 
-The same folder with anything else is refused unless told to overwrite (`folder`).
+The same folder with anything else is refused unless told to overwrite (`folder`), and so is a second preparation in it
+at the same time (`lock`).
 About 10 MB/s of UTF-8 a core; tasks share nothing, so that processes add up, on one machine or, by MPI, on many that
 share a file system.
 """
@@ -27,11 +28,22 @@ from rich.console import Console
 
 from nezha_ds.corpus.dedup import KEYS, later_copies
 from nezha_ds.corpus.encode import RECEIPTS, Job, Receipt, Work, encode, survey
-from nezha_ds.corpus.executor import Pool, bar, on_ranks, processes
+from nezha_ds.corpus.executor import Pool, on_ranks, processes
 from nezha_ds.corpus.faults import Faults, OnFault, stop
-from nezha_ds.corpus.folder import Identity, check_weights, claim, complete, identify, remove_temporaries, shards_in
+from nezha_ds.corpus.folder import (
+    Identity,
+    check_weights,
+    claim,
+    complete,
+    identify,
+    is_complete,
+    remove_temporaries,
+    shards_in,
+)
 from nezha_ds.corpus.inputs import cut_all, find_files, text_size
 from nezha_ds.corpus.location import Location
+from nezha_ds.corpus.lock import alone_in
+from nezha_ds.corpus.progress import watched
 from nezha_ds.corpus.report import SourceReport, make_report, summary
 from nezha_ds.corpus.settings import SOURCE, PrepareSettings
 from nezha_ds.corpus.sources import Piece, Source
@@ -66,7 +78,8 @@ def prepare(settings: PrepareSettings, progress: bool = True) -> Manifest:
     """Prepare the folder, go on with it, or find it complete; its manifest.
 
     ConfigError when the folder holds something else; DataError for an unreadable input, with file and line, unless
-    such are skipped; LaunchError when the disk or the memory does not suffice, or there are no ranks to work.
+    such are skipped; LaunchError when the disk or the memory does not suffice, when another process is preparing the
+    folder, or when there are no ranks to work.
     """
     if settings.executor == "mpi":
         return on_ranks(lambda pool: _prepare(settings, progress, lambda _: nullcontext(pool)))
@@ -82,19 +95,21 @@ def _prepare(settings: PrepareSettings, progress: bool, start: Start) -> Manifes
         files = {source: find_files(source.inputs, on_fault[source.name]) for source in sources}
     vocabulary = load_vocabulary(settings.vocabulary)
     identity = identify(settings, [*chain.from_iterable(files.values())], vocabulary)
-    folder = claim(settings.out, identity, settings.overwrite)
-    if (folder / MANIFEST).exists():
-        manifest, state = complete(folder, identity), "is complete already"
-    else:
-        with _status("dividing the inputs", progress):
-            works = _divide(settings, files, identity, on_fault)
-        _check_space(folder, works)
-        try:
-            with start(len(works)) as pool:
-                receipts = _run(settings, works, pool, progress)
-        finally:
-            remove_temporaries(folder)
-        manifest, state = _finish(settings, identity, vocabulary, receipts, faults), "is complete"
+    folder = settings.out
+    with nullcontext() if is_complete(folder, identity) else alone_in(folder):
+        claim(folder, identity, settings.overwrite)
+        if (folder / MANIFEST).exists():
+            manifest, state = complete(folder, identity), "is complete already"
+        else:
+            with _status("dividing the inputs", progress):
+                works = _divide(settings, files, identity, on_fault)
+            _check_space(folder, works)
+            try:
+                with start(len(works)) as pool:
+                    receipts = _run(settings, works, pool, progress)
+            finally:
+                remove_temporaries(folder)
+            manifest, state = _finish(settings, identity, vocabulary, receipts, faults), "is complete"
     if progress:
         documents, tokens = manifest.total("documents"), manifest.total("tokens")
         Console(stderr=True, soft_wrap=True).print(f"{folder} {state}: {documents:,} documents, {tokens:,} tokens")
@@ -165,7 +180,7 @@ def _run(settings: PrepareSettings, works: Sequence[Work], pool: Pool, progress:
     """Survey if asked, encode, and encode again when the bound had to move for both splits to have a document."""
 
     def run(label: str, function: Callable[[Work], T], works: Sequence[Work]) -> list[T]:
-        with bar(label, sum(work.size for work in works), pool.gauge, shown=progress):
+        with watched(label, sum(work.size for work in works), pool.gauge.read, progress):
             return pool.run(function, works)
 
     if settings.deduplicate:

@@ -293,7 +293,9 @@ def _damaged(path: Location, kind: str, error: Exception) -> Fault:
 
 def _read_parquet(piece: Piece, reading: Reading) -> Iterator[Document]:
     try:
-        with _open_table(piece.path, _arrow.OSFile) as source, _parquet.ParquetFile(source) as file:
+        # Else a row group's whole column waits in memory, packed: of a file of one row group, the file.
+        frugal = {"buffer_size": BLOCK_BYTES, "pre_buffer": False}
+        with _open_table(piece.path, _arrow.OSFile) as source, _parquet.ParquetFile(source, **frugal) as file:
             if not _has_column(piece.path, file.schema_arrow.names, reading):
                 return
             row = sum(file.metadata.row_group(group).num_rows for group in range(piece.start))
@@ -334,11 +336,14 @@ def _arrow_batches(reader: Any) -> Iterator[Any]:
 def _rows(path: Location, row: int, batches: Iterable[Any], reading: Reading) -> Iterator[Document]:
     for batch in batches:
         for text in batch.column(0).to_pylist():
-            if isinstance(text, str):
-                yield Document(text, path, row)
-            else:
+            if not isinstance(text, str):
                 reason = f"column {reading.field!r} is {text!r:.40}, not a string"
                 reading.on_fault(Fault(kind="wrong field", path=path, place=row, reason=reason, in_table=True))
+            elif 4 * len(text) > MAX_DOCUMENT_BYTES < len(text.encode()):
+                reason = f"a text of over {MAX_DOCUMENT_BYTES >> 20} MB; divide it"
+                reading.on_fault(Fault(kind="too long", path=path, place=row, reason=reason, in_table=True))
+            else:
+                yield Document(text, path, row)
             row += 1
         reading.on_bytes(batch.nbytes)
 
