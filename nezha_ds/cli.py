@@ -154,7 +154,11 @@ def _add_prepare(commands: Any) -> None:
     )
     command.add_argument("inputs", nargs="+", metavar="INPUT", help='files, folders, or "embedded"')
     command.add_argument("--out", required=True, help="folder for the shards")
-    command.add_argument("--vocabulary", help="a vocab.txt (default: BERT-Chinese's 21,128 entries)")
+    command.add_argument("--tokenizer", choices=("bert-wordpiece", "byte-bpe"), help="BERT's (default) or RoBERTa's")
+    command.add_argument(
+        "--vocabulary",
+        help="a vocab.txt (default: BERT-Chinese's 21,128 entries), or RoBERTa's folder or tokenizer.json",
+    )
     command.add_argument("--cased", action="store_true", help="keep capitals and accents")
     command.add_argument("--segmenter", help="rjieba (default), jieba, character or pretokenized")
     command.add_argument("--user-dictionary", help="words to add to rjieba's or jieba's, in jieba's format")

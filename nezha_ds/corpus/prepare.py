@@ -39,12 +39,12 @@ from nezha_ds.files import write_atomically
 from nezha_ds.shards import (
     MANIFEST,
     SHARD_BYTES,
-    VOCABULARY,
     Manifest,
     SourceEntry,
     write_manifest,
 )
-from nezha_ds.text.vocab import Vocabulary, load_vocabulary
+from nezha_ds.text.kinds import KINDS
+from nezha_ds.text.vocab import Vocabulary
 
 T = TypeVar("T")
 
@@ -78,7 +78,7 @@ def _prepare(settings: PrepareSettings, progress: bool, start: Start) -> Manifes
     faults = Faults()
     on_fault = faults if settings.on_error == "skip" else stop
     files = find_files(settings.inputs, on_fault)
-    vocabulary = load_vocabulary(settings.vocabulary)
+    vocabulary = KINDS[settings.tokenizer].load(settings.vocabulary)
     identity = identify(settings, files, vocabulary)
     folder = claim(settings.out, identity, settings.overwrite)
     if (folder / MANIFEST).exists():
@@ -105,8 +105,9 @@ def _divide(settings: PrepareSettings, files: Sequence[Path], identity: Identity
     """Tasks in the order of the input; small files share one."""
     job = Job(
         folder=settings.out,
+        tokenizer=settings.tokenizer,
         vocabulary=settings.vocabulary,
-        lowercase=settings.lowercase,
+        lowercase=identity.tokenizer.lowercase,
         segmenter=settings.segmenter,
         user_dictionary=settings.user_dictionary,
         separation=settings.separation,
@@ -198,7 +199,7 @@ def _finish(
     )
     for stray in {*shards_in(folder)} - {folder / shard.name for shard in shards}:
         stray.unlink()  # of the round before the bound moved
-    write_atomically(folder / VOCABULARY, vocabulary.data)
+    write_atomically(folder / KINDS[settings.tokenizer].file, vocabulary.data)
     write_atomically(folder / REPORT, report.model_dump_json(indent=1) + "\n")
     write_manifest(folder, manifest)
     shutil.rmtree(folder / RECEIPTS, ignore_errors=True)
