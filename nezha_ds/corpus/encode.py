@@ -141,6 +141,11 @@ def survey(work: Work) -> NDArray[np.uint64]:
     return np.fromiter(keys, dtype=np.uint64)
 
 
+def texts(work: Work, tally: Tally) -> Iterator[str]:
+    """The task's texts, normalised and cleaned, in order, for whoever wants them without shards."""
+    yield from _admitted(work, tally)
+
+
 def encode(work: Work) -> Receipt:
     """Do the task, or find it done. DataError names file and line of what is wrong with the input."""
     if (receipt := _finished(work)) is not None:

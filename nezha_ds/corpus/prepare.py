@@ -68,10 +68,15 @@ def prepare(settings: PrepareSettings, progress: bool = True) -> Manifest:
     ConfigError when the folder holds something else; DataError for an unreadable input, with file and line, unless
     such are skipped; LaunchError when the disk or the memory does not suffice, or there are no ranks to work.
     """
+    return with_workers(settings, lambda start: _prepare(settings, progress, start))
+
+
+def with_workers(settings: PrepareSettings, main: Callable[[Start], T]) -> T:
+    """The result of `main`, called with a way to start the workers that the settings ask for."""
     if settings.executor == "mpi":
-        return on_ranks(lambda pool: _prepare(settings, progress, lambda _: nullcontext(pool)))
+        return on_ranks(lambda pool: main(lambda _: nullcontext(pool)))
     workers = settings.workers or len(os.sched_getaffinity(0))
-    return _prepare(settings, progress, lambda tasks: processes(min(workers, tasks)))
+    return main(lambda tasks: processes(min(workers, tasks)))
 
 
 def _prepare(settings: PrepareSettings, progress: bool, start: Start) -> Manifest:
@@ -99,6 +104,12 @@ def _prepare(settings: PrepareSettings, progress: bool, start: Start) -> Manifes
 
 
 # ------------------------------------------------------------------------------------------------------------- the work
+
+
+def divide(settings: PrepareSettings, on_fault: OnFault) -> list[Work]:
+    """The tasks of a preparation, for who wants its texts and no shards."""
+    files = find_files(settings.inputs, on_fault)
+    return _divide(settings, files, identify(settings, files, KINDS[settings.tokenizer].load(None)), on_fault)
 
 
 def _divide(settings: PrepareSettings, files: Sequence[Path], identity: Identity, on_fault: OnFault) -> list[Work]:
