@@ -9,9 +9,11 @@ When more than 2 million words are known, all but the million most frequent are 
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
+from tokenizers import Tokenizer as Pipeline
 from tokenizers import pre_tokenizers
 
 from nezha_ds.text.segment import make_segmenter
@@ -47,12 +49,21 @@ def ranked(counts: Mapping[str, int]) -> list[tuple[str, int]]:
     return sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
 
 
+@lru_cache(maxsize=1)
+def _bert(lowercase: bool) -> tuple[Tokenizer, Pipeline]:
+    """This process's own, for one task after another."""
+    vocabulary = load_vocabulary()  # no matter which: no id is looked at
+    return Tokenizer(vocabulary, lowercase), bert_pipeline(vocabulary, lowercase)
+
+
+_segmenter = lru_cache(maxsize=1)(make_segmenter)
+
+
 class BertWords:
     """Counts what BERT's pre-tokenizer calls words: isolated characters, and whatever stands between."""
 
     def __init__(self, lowercase: bool) -> None:
-        vocabulary = load_vocabulary()  # no matter which: no id is looked at
-        self._tokenizer, self._pipeline = Tokenizer(vocabulary, lowercase), bert_pipeline(vocabulary, lowercase)
+        self._tokenizer, self._pipeline = _bert(lowercase)
         self._pieces: Counter[str] = Counter()
 
     def add(self, text: str) -> None:
@@ -76,7 +87,7 @@ class ByteWords:
     """Counts a segmenter's words in the characters that byte-level BPE has for bytes."""
 
     def __init__(self, segmenter: str, user_dictionary: Path | None) -> None:
-        self._segmenter = make_segmenter(segmenter, user_dictionary)
+        self._segmenter = _segmenter(segmenter, user_dictionary)
         self._pieces: Counter[str] = Counter()
 
     def add(self, text: str) -> None:
