@@ -167,6 +167,7 @@ def _add_prepare(commands: Any) -> None:
         "  nezha-ds prepare news/*.jsonl.gz --field body --out shards\n"
         "  nezha-ds prepare wiki/ --separation line --heldout 0.01 --out shards\n"
         "  nezha-ds prepare crawl/ --on-error skip --clean min_chinese=0.5 --out shards\n"
+        "  nezha-ds prepare news/ --tokenizer byte-bpe --vocabulary tokenizer.json --out shards\n"
         "  mpirun -n 64 nezha-ds prepare news/ --executor mpi --out shards",
     )
     command.add_argument("--out", required=True, help="folder for the shards")
@@ -185,7 +186,8 @@ def _add_vocab(commands: Any) -> None:
         commands,
         "vocab",
         vocab,
-        "Train a vocabulary on text: what prepare takes, read and cleaned as prepare would.",
+        "Train a vocabulary on text: what prepare takes, read and cleaned as prepare would. byte-bpe learns its merges\n"
+        "inside the segmenter's words; the other kinds need no segmenter.",
         "  nezha-ds vocab embedded --out vocab.txt --size 8000\n"
         "  nezha-ds vocab law/*.jsonl.gz --field body --out law.txt --size 21128 --special [LAW] --special [ARTICLE]\n"
         "  nezha-ds vocab news/ --kind byte-bpe --out tokenizer.json --size 50000\n"
@@ -203,7 +205,9 @@ def _add_vocab(commands: Any) -> None:
     command.add_argument("--size", type=int, help="entries, special tokens included (default: 21128)")
     command.add_argument("--min-frequency", type=int, help="fewest occurrences of an entry (default: 2)")
     command.add_argument("--alphabet", type=int, help="most characters (default: two thirds of the size)")
-    command.add_argument("--special", action="append", metavar="TOKEN", help="another special token; repeatable")
+    command.add_argument(
+        "--special", action="append", metavar="TOKEN", help="an entry kept for fine-tuning; repeatable"
+    )
     _add_reading(command)
 
 

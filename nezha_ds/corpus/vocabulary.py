@@ -46,13 +46,18 @@ class VocabularySettings(PrepareSettings):
     alphabet: int | None = Field(default=None, ge=1)
     """Most characters, counting `a` and `##a` apart; unset: two thirds of the size, and what pieces of words leave."""
     special: tuple[str, ...] = ()
-    """Further special tokens, after the five that are always there: `[NAME]`, for `byte-bpe` `<name>`."""
+    """Further special tokens, after the five that are always there: `[NAME]`, for `byte-bpe` `<name>`. No text becomes
+    one; they are kept for fine-tuning."""
 
     @model_validator(mode="after")
     def _fits(self) -> "VocabularySettings":
         least = len(SPECIAL_TOKENS) + len(self.special) + (len(BYTE_OF) if self.kind == "byte-bpe" else 1)
         if self.size < least:
             raise ValueError(f"size = {self.size} is too small for {self.kind}; take {least} or more")
+        if self.alphabet and self.kind != "bert-wordpiece":
+            raise ValueError(f"{self.kind} has no alphabet to limit; leave it out, or take bert-wordpiece")
+        if self.user_dictionary and self.kind != "byte-bpe":
+            raise ValueError(f"{self.kind} does not look for words; leave {self.user_dictionary} out, or take byte-bpe")
         left, right, own = ("<", ">", ORDER) if self.kind == "byte-bpe" else ("[", "]", SPECIAL_TOKENS)
         for number, token in enumerate(self.special):
             if not (token[:1] == left and token[-1:] == right and len(token) > 2) or " " in token:

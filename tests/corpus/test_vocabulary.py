@@ -95,6 +95,8 @@ def test_text_without_words(tmp_path: Path) -> None:
         ({"special": ["[SEP]"]}, "special token '.SEP.' is there already; leave it out"),
         ({"kind": "sentencepiece"}, "kind = 'sentencepiece'"),
         ({"min_frequency": 0}, "min_frequency = 0"),
+        ({"kind": "byte-bpe", "alphabet": 100}, "byte-bpe has no alphabet to limit; leave it out"),
+        ({"kind": "words", "user_dictionary": "w.txt"}, r"words does not look for words; leave w\.txt out"),
     ],
 )
 def test_settings_that_cannot_be(settings: dict[str, Any], message: str) -> None:
