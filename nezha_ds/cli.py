@@ -186,8 +186,8 @@ def _add_vocab(commands: Any) -> None:
         commands,
         "vocab",
         vocab,
-        "Train a vocabulary on text: what prepare takes, read and cleaned as prepare would. byte-bpe learns its merges\n"
-        "inside the segmenter's words; the other kinds need no segmenter.",
+        "Train a vocabulary on text: what prepare takes, read and cleaned as prepare would.\n"
+        "byte-bpe learns its merges inside the segmenter's words; the other kinds need no segmenter.",
         "  nezha-ds vocab embedded --out vocab.txt --size 8000\n"
         "  nezha-ds vocab law/*.jsonl.gz --field body --out law.txt --size 21128 --special [LAW] --special [ARTICLE]\n"
         "  nezha-ds vocab news/ --kind byte-bpe --out tokenizer.json --size 50000\n"
@@ -205,9 +205,7 @@ def _add_vocab(commands: Any) -> None:
     command.add_argument("--size", type=int, help="entries, special tokens included (default: 21128)")
     command.add_argument("--min-frequency", type=int, help="fewest occurrences of an entry (default: 2)")
     command.add_argument("--alphabet", type=int, help="most characters (default: two thirds of the size)")
-    command.add_argument(
-        "--special", action="append", metavar="TOKEN", help="an entry kept for fine-tuning; repeatable"
-    )
+    command.add_argument("--special", action="append", metavar="TOKEN", help="entry kept for fine-tuning; repeatable")
     _add_reading(command)
 
 

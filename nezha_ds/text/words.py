@@ -4,7 +4,7 @@ BERT's words are its isolated characters and what its pre-tokenizer makes of the
 cut once, so counting goes at 25 MB/s of Chinese UTF-8 a core. For byte-level BPE, words are the segmenter's, each with
 the space before it: merges are learned inside them, and a token that is used later seldom lies over two (11 MB/s).
 
-When more than 2 million words are known, all but the million most frequent are forgotten: 0.4 GB at most.
+When a million words are known, all but the half million most frequent are forgotten, so that memory has a bound.
 """
 
 from collections import Counter
@@ -20,7 +20,7 @@ from nezha_ds.text.segment import make_segmenter
 from nezha_ds.text.tokenizer import Tokenizer, bert_pipeline
 from nezha_ds.text.vocab import load_vocabulary
 
-KEPT = 1 << 20
+KEPT = 1 << 19
 """Words that are kept when there are twice as many."""
 
 
