@@ -8,11 +8,16 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import nezha_ds
 from nezha_ds.errors import ConfigError, NezhaError
 from nezha_ds.world import find_world
+
+if TYPE_CHECKING:
+    from nezha_ds.corpus.settings import PrepareSettings
+
+    PrepareSettingsT = TypeVar("PrepareSettingsT", bound=PrepareSettings)
 
 REPOSITORY = Path(nezha_ds.__file__).parents[1]
 DEFAULT_RECIPE = REPOSITORY / "launch" / "recipes" / "demo.toml"
@@ -35,9 +40,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def prepare(given: argparse.Namespace) -> int:
     """Text into shards."""
-    from nezha_ds.config import build, read_toml, set_dotted, set_value
     from nezha_ds.corpus.prepare import prepare as prepare_corpus
-    from nezha_ds.corpus.settings import PrepareSettings, parse_sources
+    from nezha_ds.corpus.settings import PrepareSettings
+
+    prepare_corpus(_text_settings(PrepareSettings, given))
+    return 0
+
+
+def vocab(given: argparse.Namespace) -> int:
+    """Text into a vocabulary."""
+    from nezha_ds.corpus.vocabulary import VocabularySettings, train_vocabulary
+
+    train_vocabulary(_text_settings(VocabularySettings, given))
+    return 0
+
+
+def _text_settings(kind: type["PrepareSettingsT"], given: argparse.Namespace) -> "PrepareSettingsT":
+    """The settings of a command that reads text."""
+    from nezha_ds.config import build, read_toml, set_dotted, set_value
+    from nezha_ds.corpus.settings import parse_sources
 
     if not given.recipe and not (given.out and (given.inputs or given.source)):
         given.refuse("without --recipe, --out and INPUT or --source are required")
@@ -45,7 +66,7 @@ def prepare(given: argparse.Namespace) -> int:
     tree = read_toml(given.recipe) if given.recipe else {}
     for override in (*given.set, *(f"clean.{override}" for override in given.cleaning)):
         set_dotted(tree, override)
-    for name in PrepareSettings.model_fields:
+    for name in kind.model_fields:
         value = getattr(given, name, None)
         if value is not False and value not in (None, []):  # as flags are that were not given
             tree[name] = value
@@ -54,8 +75,7 @@ def prepare(given: argparse.Namespace) -> int:
     for source, values in parse_sources(given.source).items():
         for name, value in values.items():
             set_value(tree, ("sources", source, name), value)
-    prepare_corpus(build(PrepareSettings, tree, str(given.recipe or "the command line")))
-    return 0
+    return build(kind, tree, str(given.recipe or "the command line"))
 
 
 def inspect(given: argparse.Namespace) -> int:
@@ -127,7 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="nezha-ds", description="Pretrain NEZHA on Chinese text.")
     parser.add_argument("--version", action="version", version=nezha_ds.__version__)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (_add_prepare, _add_inspect, _add_pretrain, _add_export, _add_fill_mask, _add_doctor):
+    for add in (_add_prepare, _add_vocab, _add_inspect, _add_pretrain, _add_export, _add_fill_mask, _add_doctor):
         add(commands)
     return parser
 
@@ -163,9 +183,51 @@ def _add_prepare(commands: Any) -> None:
         "  nezha-ds prepare --source wiki:2=wiki/ --source news:1=news/ --out shards\n"
         "  nezha-ds prepare --recipe launch/recipes/prepare-sources.toml --set clean.min_chinese=0.5\n"
         "  nezha-ds prepare crawl/ --on-error skip --clean min_chinese=0.5 --out shards\n"
+        "  nezha-ds prepare news/ --tokenizer byte-bpe --vocabulary tokenizer.json --out shards\n"
         "  mpirun -n 64 nezha-ds prepare news/ --executor mpi --out shards\n"
         "  srun -n 64 --mpi=pmix --kill-on-bad-exit=1 nezha-ds prepare news/ --executor mpi --out shards",
     )
+    command.add_argument("--out", help="folder for the shards")
+    command.add_argument("--tokenizer", choices=("bert-wordpiece", "byte-bpe"), help="BERT's (default) or RoBERTa's")
+    command.add_argument(
+        "--vocabulary",
+        help="a vocab.txt (default: BERT-Chinese's 21,128 entries), or a tokenizer.json or folder for byte-bpe",
+    )
+    command.add_argument("--heldout", type=float, help="share of documents for evaluation (default: 0.02)")
+    command.add_argument("--deduplicate", action="store_true", help="keep the first of equal documents only")
+    _add_reading(command)
+
+
+def _add_vocab(commands: Any) -> None:
+    command = _command(
+        commands,
+        "vocab",
+        vocab,
+        "Train a vocabulary on text: what prepare takes, read and cleaned as prepare would.\n"
+        "byte-bpe learns its merges inside the segmenter's words; the other kinds need no segmenter.",
+        "  nezha-ds vocab embedded --out vocab.txt --size 8000\n"
+        "  nezha-ds vocab law/*.jsonl.gz --field body --out law.txt --size 21128 --special [LAW] --special [ARTICLE]\n"
+        "  nezha-ds vocab news/ --kind byte-bpe --out tokenizer.json --size 50000\n"
+        "  nezha-ds vocab ids.txt --kind words --min-frequency 5 --out ids-vocab.txt\n"
+        "\n"
+        "then: nezha-ds prepare law/ --vocabulary law.txt --out shards (byte-bpe: and --tokenizer byte-bpe; ids: and\n"
+        "--segmenter pretokenized)",
+    )
+    command.add_argument("--out", required=True, help="the file to write")
+    command.add_argument(
+        "--kind",
+        choices=("bert-wordpiece", "byte-bpe", "words"),
+        help="a vocab.txt as BERT's (default), a tokenizer.json as RoBERTa's, or a vocab.txt of whole words",
+    )
+    command.add_argument("--size", type=int, help="entries, special tokens included (default: 21128)")
+    command.add_argument("--min-frequency", type=int, help="fewest occurrences of an entry (default: 2)")
+    command.add_argument("--alphabet", type=int, help="most characters (default: two thirds of the size)")
+    command.add_argument("--special", action="append", metavar="TOKEN", help="entry kept for fine-tuning; repeatable")
+    _add_reading(command)
+
+
+def _add_reading(command: Any) -> None:
+    """What says how text is read."""
     command.add_argument(
         "inputs", nargs="*", metavar="INPUT", help='files, folders, quoted globs, s3:// and other URIs, or "embedded"'
     )
@@ -179,8 +241,6 @@ def _add_prepare(commands: Any) -> None:
     )
     command.add_argument("--recipe", type=Path, help="TOML with any of these and more; flags override it")
     command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override; repeatable")
-    command.add_argument("--out", help="folder for the shards")
-    command.add_argument("--vocabulary", help="a vocab.txt (default: BERT-Chinese's 21,128 entries)")
     command.add_argument("--cased", action="store_true", help="keep capitals and accents")
     command.add_argument("--segmenter", help="rjieba (default), jieba, character or pretokenized")
     command.add_argument("--user-dictionary", help="words to add to rjieba's or jieba's, in jieba's format")
@@ -190,8 +250,6 @@ def _add_prepare(commands: Any) -> None:
         "line, file or wikiextractor",
     )
     command.add_argument("--field", help='field of JSON lines or column of a table (default: "text")')
-    command.add_argument("--heldout", type=float, help="share of documents for evaluation (default: 0.02)")
-    command.add_argument("--deduplicate", action="store_true", help="keep the first of equal documents only")
     command.add_argument("--clean", dest="cleaning", action="append", default=[], metavar="NAME=VALUE", help=_CLEANING)
     command.add_argument(
         "--on-error", choices=("stop", "skip"), help="broken input: stop (default), or count and go on"
@@ -200,7 +258,7 @@ def _add_prepare(commands: Any) -> None:
         "--executor", choices=("processes", "mpi"), help="processes (default), or the ranks of mpirun or srun"
     )
     command.add_argument("--workers", type=int, help="processes (default: one per core)")
-    command.add_argument("--overwrite", action="store_true", help="replace a folder that was prepared otherwise")
+    command.add_argument("--overwrite", action="store_true", help="replace what is there and was made otherwise")
     command.set_defaults(refuse=command.error)
 
 

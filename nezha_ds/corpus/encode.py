@@ -33,12 +33,12 @@ from nezha_ds.corpus.location import name_of
 from nezha_ds.corpus.sources import Piece, Reading, Source, read
 from nezha_ds.errors import DataError
 from nezha_ds.files import sha256_of, write_atomically
-from nezha_ds.shards import SHARD_BYTES, Columns, ShardEntry, Split, pack_words, write_shard
+from nezha_ds.shards import SHARD_BYTES, Columns, ShardEntry, Split, id_type, pack_words, write_shard
 from nezha_ds.text.document import DocumentEncoder, EncodedDocument
+from nezha_ds.text.kinds import KINDS, KindName
 from nezha_ds.text.normalize import normalize
 from nezha_ds.text.segment import make_segmenter
-from nezha_ds.text.tokenizer import Tokenizer
-from nezha_ds.text.vocab import Vocabulary, load_vocabulary
+from nezha_ds.text.vocab import Vocabulary
 
 OnError = Literal["stop", "skip"]
 """What broken input does: `stop` ends the preparation at the first, `skip` counts it and goes on."""
@@ -51,6 +51,7 @@ class Job:
     """What all tasks of a preparation share."""
 
     folder: Path
+    tokenizer: KindName
     vocabulary: Path | None
     lowercase: bool
     segmenter: str
@@ -129,15 +130,21 @@ class Tally:
 @lru_cache(maxsize=1)
 def _tools(job: Job) -> tuple[Vocabulary, DocumentEncoder]:
     """This process's vocabulary and encoder, made once."""
-    vocabulary = load_vocabulary(job.vocabulary)
+    kind = KINDS[job.tokenizer]
+    vocabulary = kind.load(job.vocabulary)
     segmenter = make_segmenter(job.segmenter, job.user_dictionary)
-    return vocabulary, DocumentEncoder(Tokenizer(vocabulary, job.lowercase), segmenter)
+    return vocabulary, DocumentEncoder(kind.make(vocabulary, job.lowercase), segmenter)
 
 
 def survey(work: Work) -> NDArray[np.uint64]:
     """The keys of the task's documents, in order: (D,)."""
     keys = (document_key(text) for text in _admitted(work, Tally()))
     return np.fromiter(keys, dtype=np.uint64)
+
+
+def texts(work: Work, tally: Tally) -> Iterator[str]:
+    """The task's texts, normalised and cleaned, in order, for whoever wants them without shards."""
+    yield from _admitted(work, tally)
 
 
 def encode(work: Work) -> Receipt:
@@ -229,7 +236,7 @@ class _ShardWriter:
         self._split: Split = split
         self._source = work.source.name
         self._vocabulary = vocabulary
-        self._id_type = np.dtype(np.uint16 if len(vocabulary) <= 1 << 16 else np.uint32)
+        self._id_type = id_type(len(vocabulary))
         self._waiting: list[EncodedDocument] = []
         self._bytes = 0
         self._entries: list[ShardEntry] = []

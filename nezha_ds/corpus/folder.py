@@ -32,6 +32,7 @@ from nezha_ds.shards import (
     read_manifest,
     write_manifest,
 )
+from nezha_ds.text.kinds import KINDS
 from nezha_ds.text.normalize import NORMALISATION
 from nezha_ds.text.segment import make_segmenter
 from nezha_ds.text.vocab import Vocabulary
@@ -94,8 +95,8 @@ def identify(settings: PrepareSettings, files: Sequence[Location], vocabulary: V
         sources=tuple(source.without_keys() for source in settings.all_sources()),
         files=hashlib.sha256(repr([stamp(path) for path in files]).encode()).hexdigest(),
         tokenizer=TokenizerEntry(
-            kind="bert-wordpiece",
-            lowercase=settings.lowercase,
+            kind=settings.tokenizer,
+            lowercase=settings.lowercase and KINDS[settings.tokenizer].lowercases,
             vocabulary_size=len(vocabulary),
             vocabulary_sha256=vocabulary.sha256,
         ),
@@ -149,7 +150,9 @@ def _read_identity(folder: Path) -> Identity | None:
 
 def clear(folder: Path) -> None:
     """Remove what a preparation wrote, the manifest first: without it the folder is not taken for complete."""
-    for path in (folder / MANIFEST, *shards_in(folder), *(folder / RECEIPTS).glob("*.json"), folder / IDENTITY):
+    vocabularies = [folder / kind.file for kind in KINDS.values()]
+    receipts = (folder / RECEIPTS).glob("*.json")
+    for path in (folder / MANIFEST, *shards_in(folder), *receipts, *vocabularies, folder / IDENTITY):
         path.unlink(missing_ok=True)
 
 

@@ -21,7 +21,6 @@ from rich.text import Text
 from nezha_ds.errors import DataError
 from nezha_ds.shards import (
     MANIFEST,
-    VOCABULARY,
     Columns,
     Manifest,
     ShardEntry,
@@ -30,7 +29,8 @@ from nezha_ds.shards import (
     read_manifest,
     unpack_words,
 )
-from nezha_ds.text.vocab import CONTINUATION, Vocabulary, load_vocabulary
+from nezha_ds.text.kinds import kind_of
+from nezha_ds.text.vocab import Vocabulary
 
 Counts = NDArray[np.int64]
 PickMask = Callable[[NDArray[np.int64], NDArray[np.bool_], int], Collection[int]]
@@ -133,10 +133,11 @@ def _add(left: Counts, right: Counts) -> Counts:
 
 def folder_vocabulary(folder: Path, manifest: Manifest) -> Vocabulary:
     """The vocabulary that lies in a prepared folder; DataError when it is not the one that its ids were made with."""
-    vocabulary = load_vocabulary(folder / VOCABULARY)
+    kind = kind_of(manifest.tokenizer.kind, folder / MANIFEST)
+    vocabulary = kind.load(folder / kind.file)
     if vocabulary.sha256 != manifest.tokenizer.vocabulary_sha256:
         raise DataError(
-            f"{folder / VOCABULARY} is not the vocabulary that {folder / MANIFEST} was prepared with; "
+            f"{folder / kind.file} is not the vocabulary that {folder / MANIFEST} was prepared with; "
             "two preparations mixed? Prepare again"
         )
     return vocabulary
@@ -158,6 +159,7 @@ def table(found: Statistics) -> Table:
         "tokens a sentence": f"{found.tokens_per_sentence:.1f}",
         "tokens a word": f"{found.tokens_per_word:.2f}",
         "entropy of single tokens": f"{found.unigram_entropy:.3f} nats",
+        "tokenizer": f"{found.manifest.tokenizer.kind}, {found.manifest.tokenizer.vocabulary_size:,} entries",
         "segmenter": f"{found.manifest.segmenter.name} {found.manifest.segmenter.version}",
         "shards": f"{len(found.manifest.shards):,} ({found.manifest.total('bytes') / 1e6:,.1f} MB)",
         "fingerprint": found.manifest.fingerprint[:16],
@@ -183,11 +185,11 @@ def show(
 ) -> None:
     """Print the beginnings of documents, spread evenly over a split, with words apart and masks in colour."""
     manifest = read_manifest(folder)
-    tokens = folder_vocabulary(folder, manifest).tokens
+    vocabulary = folder_vocabulary(folder, manifest)
     console = console or Console()
     for number, (ids, word_starts) in enumerate(beginnings(folder, manifest, samples, split)):
         masked = frozenset[int]() if mask is None else frozenset(mask(ids, word_starts, number))
-        pieces = [tokens[int(index)] for index in ids]
+        pieces = [vocabulary.text_of(index) for index in ids.tolist()]
         console.print(render(pieces, word_starts.tolist(), masked))
         console.print()
 
@@ -213,12 +215,12 @@ _MASK_STYLE = "bold white on red"
 
 
 def render(tokens: Sequence[str], word_starts: Sequence[bool], masked: Collection[int] = frozenset()) -> Text:
-    """Tokens as text: words apart and in two colours by turns, masked tokens on red, `##` left out."""
+    """Tokens as text: words apart and in two colours by turns, masked tokens on red."""
     text, words = Text(), 0
     for position, (token, begins) in enumerate(zip(tokens, word_starts, strict=True)):
         if begins and position:
             text.append(" ")
         words += begins
         style = _MASK_STYLE if position in masked else _WORD_STYLES[words % len(_WORD_STYLES)]
-        text.append(token.removeprefix(CONTINUATION) if position else token, style)
+        text.append(token, style)
     return text

@@ -52,11 +52,11 @@ from nezha_ds.files import write_atomically
 from nezha_ds.shards import (
     MANIFEST,
     SHARD_BYTES,
-    VOCABULARY,
     Manifest,
     write_manifest,
 )
-from nezha_ds.text.vocab import Vocabulary, load_vocabulary
+from nezha_ds.text.kinds import KINDS
+from nezha_ds.text.vocab import Vocabulary
 
 T = TypeVar("T")
 
@@ -81,10 +81,15 @@ def prepare(settings: PrepareSettings, progress: bool = True) -> Manifest:
     such are skipped; LaunchError when the disk or the memory does not suffice, when another process is preparing the
     folder, or when there are no ranks to work.
     """
+    return with_workers(settings, lambda start: _prepare(settings, progress, start))
+
+
+def with_workers(settings: PrepareSettings, main: Callable[[Start], T]) -> T:
+    """The result of `main`, called with a way to start the workers that the settings ask for."""
     if settings.executor == "mpi":
-        return on_ranks(lambda pool: _prepare(settings, progress, lambda _: nullcontext(pool)))
+        return on_ranks(lambda pool: main(lambda _: nullcontext(pool)))
     workers = settings.workers or len(os.sched_getaffinity(0))
-    return _prepare(settings, progress, lambda tasks: processes(min(workers, tasks)))
+    return main(lambda tasks: processes(min(workers, tasks)))
 
 
 def _prepare(settings: PrepareSettings, progress: bool, start: Start) -> Manifest:
@@ -93,7 +98,7 @@ def _prepare(settings: PrepareSettings, progress: bool, start: Start) -> Manifes
     on_fault: Mapping[str, OnFault] = faults if settings.on_error == "skip" else dict.fromkeys(faults, stop)
     with _status("listing the inputs", progress):
         files = {source: find_files(source.inputs, on_fault[source.name]) for source in sources}
-    vocabulary = load_vocabulary(settings.vocabulary)
+    vocabulary = KINDS[settings.tokenizer].load(settings.vocabulary)
     identity = identify(settings, [*chain.from_iterable(files.values())], vocabulary)
     folder = settings.out
     with nullcontext() if is_complete(folder, identity) else alone_in(folder):
@@ -124,6 +129,14 @@ def _status(text: str, shown: bool) -> AbstractContextManager[object]:
     return Console(stderr=True, quiet=not shown).status(text)
 
 
+def divide(settings: PrepareSettings, on_fault: OnFault) -> list[Work]:
+    """The tasks of a preparation, for who wants its texts and no shards."""
+    files = {source: find_files(source.inputs, on_fault) for source in settings.all_sources()}
+    every = [*chain.from_iterable(files.values())]
+    identity = identify(settings, every, KINDS[settings.tokenizer].load(None))
+    return _divide(settings, files, identity, {source.name: on_fault for source in files})
+
+
 def _divide(
     settings: PrepareSettings,
     files: Mapping[Source, Sequence[Location]],
@@ -133,8 +146,9 @@ def _divide(
     """Tasks in the order of the sources and their inputs; small files of a source share one."""
     job = Job(
         folder=settings.out,
+        tokenizer=settings.tokenizer,
         vocabulary=settings.vocabulary,
-        lowercase=settings.lowercase,
+        lowercase=identity.tokenizer.lowercase,
         segmenter=settings.segmenter,
         user_dictionary=settings.user_dictionary,
         clean=settings.clean,
@@ -230,7 +244,7 @@ def _finish(
     )
     for stray in {*shards_in(folder)} - {folder / shard.name for shard in shards}:
         stray.unlink()  # of the round before the bound moved
-    write_atomically(folder / VOCABULARY, vocabulary.data)
+    write_atomically(folder / KINDS[settings.tokenizer].file, vocabulary.data)
     write_atomically(folder / REPORT, report.model_dump_json(indent=1) + "\n")
     write_manifest(folder, manifest)
     shutil.rmtree(folder / RECEIPTS, ignore_errors=True)

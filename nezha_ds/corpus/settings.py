@@ -15,6 +15,7 @@ from nezha_ds.corpus.inputs import EMBEDDED
 from nezha_ds.corpus.kinds import Separation
 from nezha_ds.corpus.sources import Source
 from nezha_ds.errors import ConfigError
+from nezha_ds.text.kinds import KindName
 
 SOURCE = "text"
 """The name of the source that plain inputs are."""
@@ -46,10 +47,13 @@ class PrepareSettings(Settings):
     """More sources by name, in order; of equal documents the one of the earliest source is kept."""
     out: Path
     """The folder for the shards."""
+    tokenizer: KindName = "bert-wordpiece"
+    """What makes tokens: `bert-wordpiece`, a Chinese character each; `byte-bpe`, RoBERTa's, which knows every text."""
     vocabulary: Path | None = None
-    """A vocab.txt with one entry a line; unset is BERT-Chinese's own."""
+    """A vocab.txt with one entry a line; unset is BERT-Chinese's own. For `byte-bpe` a tokenizer.json, or a folder with
+    one or with vocab.json and merges.txt."""
     lowercase: bool = True
-    """Lower-case and strip accents, as BERT-Chinese was trained."""
+    """Lower-case and strip accents, as BERT-Chinese was trained; `byte-bpe` never does."""
     segmenter: str = "rjieba"
     """What finds words: `rjieba`; `jieba`, the same 18 times slower; `character`, which finds none; `pretokenized`, for
     text with spaces between words."""

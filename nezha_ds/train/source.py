@@ -15,7 +15,7 @@ from nezha_ds.data.collate import SpecialIds
 from nezha_ds.data.loader import Loader, build_evaluation, build_loader
 from nezha_ds.data.plan import load_plan
 from nezha_ds.shards import MANIFEST, Manifest, Split, check_sizes, read_manifest
-from nezha_ds.text.tokenizer import tokenizer_files
+from nezha_ds.text.kinds import KINDS
 from nezha_ds.text.vocab import Vocabulary
 from nezha_ds.train.engine import Engine
 from nezha_ds.train.ranks import Ranks
@@ -55,7 +55,8 @@ class Source:
 
     def tokenizer_files(self, max_length: int) -> dict[str, bytes]:
         """What a model folder needs besides the model, by file name."""
-        return tokenizer_files(self.vocabulary, self.manifest.tokenizer.lowercase, max_length)
+        tokenizer = self.manifest.tokenizer
+        return KINDS[tokenizer.kind].files(self.vocabulary, tokenizer.lowercase, max_length)
 
     def _common(self, engine: Engine) -> dict[str, Any]:
         v = self.vocabulary
@@ -71,8 +72,7 @@ class Source:
 
 def replacement_ids(vocabulary: Vocabulary) -> NDArray[np.int64]:
     """The entries that may stand for a masked token at random: all but [PAD], [MASK], [unused1] and their like."""
-    is_text = [not (token.startswith("[") and token.endswith("]") and len(token) > 2) for token in vocabulary.tokens]
-    return np.flatnonzero(is_text)
+    return np.flatnonzero([vocabulary.is_text(index) for index in range(len(vocabulary))])
 
 
 def check_source(recipe: Recipe) -> Source:
