@@ -83,11 +83,15 @@ def inspect(given: argparse.Namespace) -> int:
     from rich.console import Console
 
     from nezha_ds.corpus.inspect import show, statistics, table
+    from nezha_ds.corpus.report import read_report
+    from nezha_ds.corpus.report import show as show_report
     from nezha_ds.data.preview import masked_positions
     from nezha_ds.data.settings import MaskingSettings
 
     console = Console()
     console.print(table(statistics(given.folder)))
+    if report := read_report(given.folder):
+        show_report(report, console)
     masking = MaskingSettings(method=given.masking)
     show(
         given.folder,
@@ -182,7 +186,7 @@ def _add_prepare(commands: Any) -> None:
         "  nezha-ds prepare 's3://bucket/news/**/*.parquet' --field content --out shards\n"
         "  nezha-ds prepare --source wiki:2=wiki/ --source news:1=news/ --out shards\n"
         "  nezha-ds prepare --recipe launch/recipes/prepare-sources.toml --set clean.min_chinese=0.5\n"
-        "  nezha-ds prepare crawl/ --on-error skip --clean min_chinese=0.5 --out shards\n"
+        "  nezha-ds prepare crawl/ --on-error skip --clean min_chinese=0.5 --near-duplicates 0.8 --out shards\n"
         "  nezha-ds prepare news/ --tokenizer byte-bpe --vocabulary tokenizer.json --out shards\n"
         "  mpirun -n 64 nezha-ds prepare news/ --executor mpi --out shards\n"
         "  srun -n 64 --mpi=pmix --kill-on-bad-exit=1 nezha-ds prepare news/ --executor mpi --out shards",
@@ -195,6 +199,15 @@ def _add_prepare(commands: Any) -> None:
     )
     command.add_argument("--heldout", type=float, help="share of documents for evaluation (default: 0.02)")
     command.add_argument("--deduplicate", action="store_true", help="keep the first of equal documents only")
+    command.add_argument(
+        "--near-duplicates",
+        type=float,
+        metavar="SHARE",
+        help="keep the first of documents that share so much of their passages (0.5 to 1; try 0.8)",
+    )
+    command.add_argument(
+        "--near-values", type=int, help="hash minima by which they are compared (default: 128; more is more exact)"
+    )
     _add_reading(command)
 
 
@@ -250,6 +263,7 @@ def _add_reading(command: Any) -> None:
         "line, file or wikiextractor",
     )
     command.add_argument("--field", help='field of JSON lines or column of a table (default: "text")')
+    command.add_argument("--simplify", action="store_true", help="turn traditional characters into simplified ones")
     command.add_argument("--clean", dest="cleaning", action="append", default=[], metavar="NAME=VALUE", help=_CLEANING)
     command.add_argument(
         "--on-error", choices=("stop", "skip"), help="broken input: stop (default), or count and go on"
@@ -267,7 +281,7 @@ def _add_inspect(commands: Any) -> None:
         commands,
         "inspect",
         inspect,
-        "Tell what a prepared folder holds, and show samples with words apart and masks on red.",
+        "Tell what a prepared folder holds and what was left out, and show samples with words apart and masks on red.",
         "  nezha-ds inspect build/shards\n  nezha-ds inspect build/shards --samples 10 --masking character",
     )
     command.add_argument("folder", type=Path, metavar="DIR")
