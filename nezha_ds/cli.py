@@ -9,11 +9,16 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import nezha_ds
 from nezha_ds.errors import ConfigError, NezhaError
 from nezha_ds.world import find_world
+
+if TYPE_CHECKING:
+    from nezha_ds.corpus.settings import PrepareSettings
+
+    PrepareSettingsT = TypeVar("PrepareSettingsT", bound=PrepareSettings)
 
 REPOSITORY = Path(nezha_ds.__file__).parents[1]
 DEFAULT_RECIPE = REPOSITORY / "launch" / "recipes" / "demo.toml"
@@ -36,17 +41,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def prepare(given: argparse.Namespace) -> int:
     """Text into shards."""
-    from nezha_ds.config import build, set_dotted
     from nezha_ds.corpus.prepare import prepare as prepare_corpus
     from nezha_ds.corpus.settings import PrepareSettings
 
-    chosen = {
-        name: getattr(given, name) for name in PrepareSettings.model_fields if getattr(given, name, None) is not None
-    }
-    for override in given.cleaning:
-        set_dotted(chosen, f"clean.{override}")
-    prepare_corpus(build(PrepareSettings, {**chosen, "lowercase": not given.cased}, "the command line"))
+    prepare_corpus(_text_settings(PrepareSettings, given))
     return 0
+
+
+def vocab(given: argparse.Namespace) -> int:
+    """Text into a vocabulary."""
+    from nezha_ds.corpus.vocabulary import VocabularySettings, train_vocabulary
+
+    train_vocabulary(_text_settings(VocabularySettings, given))
+    return 0
+
+
+def _text_settings(kind: type["PrepareSettingsT"], given: argparse.Namespace) -> "PrepareSettingsT":
+    """The settings of a command that reads text."""
+    from nezha_ds.config import build, read_toml, set_dotted, set_value
+    from nezha_ds.corpus.settings import parse_sources
+
+    if not given.recipe and not (given.out and (given.inputs or given.source)):
+        given.refuse("without --recipe, --out and INPUT or --source are required")
+    # 1. the recipe; 2. --set; 3. all other flags.
+    tree = read_toml(given.recipe) if given.recipe else {}
+    for override in (*given.set, *(f"clean.{override}" for override in given.cleaning)):
+        set_dotted(tree, override)
+    for name in kind.model_fields:
+        value = getattr(given, name, None)
+        if value is not False and value not in (None, []):  # as flags are that were not given
+            tree[name] = value
+    if given.cased:
+        tree["lowercase"] = False
+    for source, values in parse_sources(given.source).items():
+        for name, value in values.items():
+            set_value(tree, ("sources", source, name), value)
+    return build(kind, tree, str(given.recipe or "the command line"))
 
 
 def inspect(given: argparse.Namespace) -> int:
@@ -68,13 +98,13 @@ def inspect(given: argparse.Namespace) -> int:
     vocabulary = folder_vocabulary(given.folder, found.manifest)
     masks = preview(settings, MaskingSettings(method=given.masking), given.seed, vocabulary, given.samples)
     if given.json:
-        print(json.dumps(as_json(found, masks, vocabulary.tokens, report), ensure_ascii=False, indent=1))  # noqa: T201
+        print(json.dumps(as_json(found, masks, vocabulary, report), ensure_ascii=False, indent=1))  # noqa: T201
     else:
         console = Console()
         console.print(table(found, masks))
         if report:
             show_report(report, console)
-        show(masks.rows, vocabulary.tokens, console)
+        show(masks.rows, vocabulary, console)
     if given.html:
         write_atomically(given.html, page(given.folder, found, masks, vocabulary, report))
         print(f"{given.html} holds the page", file=sys.stderr)  # noqa: T201 - stdout may be JSON
@@ -150,6 +180,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for add in (
         _add_prepare,
+        _add_vocab,
         _add_inspect,
         _add_pretrain,
         _add_export,
@@ -189,19 +220,21 @@ def _add_prepare(commands: Any) -> None:
         "  nezha-ds prepare embedded --out build/shards         the shipped novel and statutes\n"
         "  nezha-ds prepare news/*.jsonl.gz --field body --out shards\n"
         "  nezha-ds prepare wiki/ --separation line --heldout 0.01 --out shards\n"
+        "  nezha-ds prepare 's3://bucket/news/**/*.parquet' --field content --out shards\n"
+        "  nezha-ds prepare --source wiki:2=wiki/ --source news:1=news/ --out shards\n"
+        "  nezha-ds prepare --recipe launch/recipes/prepare-sources.toml --set clean.min_chinese=0.5\n"
         "  nezha-ds prepare crawl/ --on-error skip --clean min_chinese=0.5 --near-duplicates 0.8 --out shards\n"
-        "  mpirun -n 64 nezha-ds prepare news/ --executor mpi --out shards",
+        "  nezha-ds prepare news/ --tokenizer byte-bpe --vocabulary tokenizer.json --out shards\n"
+        "  mpirun -n 64 nezha-ds prepare news/ --executor mpi --out shards\n"
+        "  srun -n 64 --mpi=pmix --kill-on-bad-exit=1 nezha-ds prepare news/ --executor mpi --out shards",
     )
-    command.add_argument("inputs", nargs="+", metavar="INPUT", help='files, folders, or "embedded"')
-    command.add_argument("--out", required=True, help="folder for the shards")
-    command.add_argument("--vocabulary", help="a vocab.txt (default: BERT-Chinese's 21,128 entries)")
-    command.add_argument("--cased", action="store_true", help="keep capitals and accents")
-    command.add_argument("--segmenter", help="rjieba (default), jieba, character or pretokenized")
-    command.add_argument("--user-dictionary", help="words to add to rjieba's or jieba's, in jieba's format")
-    command.add_argument("--separation", help="what ends a document of plain text: blank-line (default), line or file")
-    command.add_argument("--field", help='field of JSON lines or column of a table (default: "text")')
+    command.add_argument("--out", help="folder for the shards")
+    command.add_argument("--tokenizer", choices=("bert-wordpiece", "byte-bpe"), help="BERT's (default) or RoBERTa's")
+    command.add_argument(
+        "--vocabulary",
+        help="a vocab.txt (default: BERT-Chinese's 21,128 entries), or a tokenizer.json or folder for byte-bpe",
+    )
     command.add_argument("--heldout", type=float, help="share of documents for evaluation (default: 0.02)")
-    command.add_argument("--simplify", action="store_true", help="turn traditional characters into simplified ones")
     command.add_argument("--deduplicate", action="store_true", help="keep the first of equal documents only")
     command.add_argument(
         "--near-duplicates",
@@ -212,13 +245,72 @@ def _add_prepare(commands: Any) -> None:
     command.add_argument(
         "--near-values", type=int, help="hash minima by which they are compared (default: 128; more is more exact)"
     )
+    _add_reading(command)
+
+
+def _add_vocab(commands: Any) -> None:
+    command = _command(
+        commands,
+        "vocab",
+        vocab,
+        "Train a vocabulary on text: what prepare takes, read and cleaned as prepare would.\n"
+        "byte-bpe learns its merges inside the segmenter's words; the other kinds need no segmenter.",
+        "  nezha-ds vocab embedded --out vocab.txt --size 8000\n"
+        "  nezha-ds vocab law/*.jsonl.gz --field body --out law.txt --size 21128 --special [LAW] --special [ARTICLE]\n"
+        "  nezha-ds vocab news/ --kind byte-bpe --out tokenizer.json --size 50000\n"
+        "  nezha-ds vocab ids.txt --kind words --min-frequency 5 --out ids-vocab.txt\n"
+        "\n"
+        "then: nezha-ds prepare law/ --vocabulary law.txt --out shards (byte-bpe: and --tokenizer byte-bpe; ids: and\n"
+        "--segmenter pretokenized)",
+    )
+    command.add_argument("--out", required=True, help="the file to write")
+    command.add_argument(
+        "--kind",
+        choices=("bert-wordpiece", "byte-bpe", "words"),
+        help="a vocab.txt as BERT's (default), a tokenizer.json as RoBERTa's, or a vocab.txt of whole words",
+    )
+    command.add_argument("--size", type=int, help="entries, special tokens included (default: 21128)")
+    command.add_argument("--min-frequency", type=int, help="fewest occurrences of an entry (default: 2)")
+    command.add_argument("--alphabet", type=int, help="most characters (default: two thirds of the size)")
+    command.add_argument("--special", action="append", metavar="TOKEN", help="entry kept for fine-tuning; repeatable")
+    _add_reading(command)
+
+
+def _add_reading(command: Any) -> None:
+    """What says how text is read."""
+    command.add_argument(
+        "inputs", nargs="*", metavar="INPUT", help='files, folders, quoted globs, s3:// and other URIs, or "embedded"'
+    )
+    command.add_argument(
+        "--source",
+        action="append",
+        default=[],
+        metavar="NAME[:WEIGHT]=INPUT",
+        help="an input of a named source, with its weight beside the others' (default: no source has one, lengths "
+        "decide); repeatable",
+    )
+    command.add_argument("--recipe", type=Path, help="TOML with any of these and more; flags override it")
+    command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override; repeatable")
+    command.add_argument("--cased", action="store_true", help="keep capitals and accents")
+    command.add_argument("--segmenter", help="rjieba (default), jieba, character or pretokenized")
+    command.add_argument("--user-dictionary", help="words to add to rjieba's or jieba's, in jieba's format")
+    command.add_argument(
+        "--separation",
+        help="what ends a document of plain text: blank-line (default; knows WikiExtractor's output when it sees it), "
+        "line, file or wikiextractor",
+    )
+    command.add_argument("--field", help='field of JSON lines or column of a table (default: "text")')
+    command.add_argument("--simplify", action="store_true", help="turn traditional characters into simplified ones")
     command.add_argument("--clean", dest="cleaning", action="append", default=[], metavar="NAME=VALUE", help=_CLEANING)
     command.add_argument(
         "--on-error", choices=("stop", "skip"), help="broken input: stop (default), or count and go on"
     )
-    command.add_argument("--executor", choices=("processes", "mpi"), help="processes (default), or the ranks of mpirun")
+    command.add_argument(
+        "--executor", choices=("processes", "mpi"), help="processes (default), or the ranks of mpirun or srun"
+    )
     command.add_argument("--workers", type=int, help="processes (default: one per core)")
-    command.add_argument("--overwrite", action="store_true", help="replace a folder that was prepared otherwise")
+    command.add_argument("--overwrite", action="store_true", help="replace what is there and was made otherwise")
+    command.set_defaults(refuse=command.error)
 
 
 def _add_inspect(commands: Any) -> None:

@@ -11,10 +11,11 @@ import json
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, get_args, get_origin
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 
 from nezha_ds.errors import ConfigError
 
@@ -70,14 +71,19 @@ def set_dotted(tree: Tree, override: str) -> None:
     path = [part.strip() for part in key.split(".")]
     if not equals or not all(path):
         raise ConfigError(f"override {override!r} is not of the form section.key=value")
+    set_value(tree, path, _toml_value(text.strip()))
+
+
+def set_value(tree: Tree, path: Sequence[str], value: Any) -> None:
+    """Set what stands at `path`, making the sections that lead there."""
     *sections, last = path
     node = tree
     for section in sections:
         child = node.setdefault(section, {})
         if not isinstance(child, dict):
-            raise ConfigError(f"override {override!r}: {section!r} is a value, not a section")
+            raise ConfigError(f"override of {'.'.join(path)!r}: {section!r} is a value, not a section")
         node = cast(Tree, child)
-    node[last] = _toml_value(text.strip())
+    node[last] = value
 
 
 def to_toml(settings: Settings) -> str:
@@ -106,6 +112,8 @@ def _explain(kind: type[Settings], error: ValidationError) -> str:
     name = ".".join(path)
     if first["type"] == "extra_forbidden":
         return f"unknown key {name!r}{nearest(path[-1], _keys_at(kind, path[:-1]))}"
+    if first["type"] == "missing":
+        return f"{name} is not set; give it a value"
     if first["type"] == "value_error":
         reason = first["msg"].removeprefix("Value error, ")
         return f"{name}: {reason}" if name else reason
@@ -113,11 +121,18 @@ def _explain(kind: type[Settings], error: ValidationError) -> str:
 
 
 def _keys_at(kind: type[Settings], path: Sequence[str]) -> list[str]:
-    """The keys that the section at `path` has."""
+    """The keys that the section at `path` has; below a table of sections by name, a part of the path is a name."""
+    section: Any = kind
     for part in path:
-        field = kind.model_fields.get(part)
-        annotation = field.annotation if field else None
-        if not (isinstance(annotation, type) and issubclass(annotation, Settings)):
-            return []
-        kind = annotation
-    return list(kind.model_fields)
+        if get_origin(section) is dict:
+            section = get_args(section)[-1]
+        else:
+            field = _fields(section).get(part)
+            section = field.annotation if field else None
+    return list(_fields(section))
+
+
+def _fields(section: object) -> Mapping[str, FieldInfo]:
+    if isinstance(section, type) and issubclass(section, Settings):
+        return section.model_fields
+    return {}

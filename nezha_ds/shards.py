@@ -2,7 +2,7 @@
 
 A shard is an Arrow IPC file of one record batch, about 64 MB, read by memory map. A row is a document:
 
-    tokens     list<uint16 | uint32>   ids, without special tokens; 32 bits beyond 65,535 entries
+    tokens     list<uint16 | uint32>   ids, without special tokens; 32 bits beyond 65,536 entries
     words      list<bool>              one bit a token: a word begins here
     sentences  list<uint32>            where sentences begin, counted in tokens from the document's start
 
@@ -28,7 +28,6 @@ from nezha_ds.files import sha256_of, write_atomically
 
 FORMAT = 2
 MANIFEST = "manifest.json"
-VOCABULARY = "vocab.txt"
 SHARD_BYTES = 64 << 20
 """The size at which a writer closes a shard."""
 
@@ -85,6 +84,11 @@ def join(parts: Iterable[Columns]) -> Columns:
     )
 
 
+def id_type(vocabulary_size: int) -> np.dtype[Any]:
+    """The narrowest type that holds every id: 16 bits up to 65,536 entries, whose last id is 65,535."""
+    return np.dtype(np.uint16 if vocabulary_size <= 1 << 16 else np.uint32)
+
+
 # --------------------------------------------------------------------------------------------------------- the manifest
 
 
@@ -108,7 +112,7 @@ class TokenizerEntry(Settings):
     """What turns text into ids."""
 
     kind: str
-    """`bert-wordpiece`, …"""
+    """`bert-wordpiece` or `byte-bpe`."""
     lowercase: bool
     vocabulary_size: int
     vocabulary_sha256: str
@@ -193,7 +197,7 @@ def write_shard(
     folder: Path, name: str, split: Split, source: str, columns: Columns, unknown_id: int, vocabulary_size: int
 ) -> ShardEntry:
     """Write one shard under a temporary name, sync it, rename it into place, and return its manifest entry."""
-    data = _to_ipc(columns, pa.uint16() if vocabulary_size <= 1 << 16 else pa.uint32())
+    data = _to_ipc(columns, pa.from_numpy_dtype(id_type(vocabulary_size)))
     write_atomically(folder / name, data)
     return ShardEntry(
         name=name,

@@ -15,7 +15,8 @@ from nezha_ds.train.ds_config import load_ds_config
 from nezha_ds.train.recipe import Recipe
 
 REPOSITORY = Path(__file__).parents[1]
-RECIPES = sorted((REPOSITORY / "launch" / "recipes").glob("*.toml"))
+PREPARATION = REPOSITORY / "launch" / "recipes" / "prepare-sources.toml"
+RECIPES = sorted({*PREPARATION.parent.glob("*.toml")} - {PREPARATION})
 TOKENS_A_CORPUS = 10_536e6
 """Of the paper's three corpora."""
 

@@ -21,17 +21,18 @@ from nezha_ds.corpus.clean import Candidate, Cleaner, CleanSettings
 from nezha_ds.corpus.dedup import KEYS, VERDICTS, Survey, document_key
 from nezha_ds.corpus.executor import count_bytes
 from nezha_ds.corpus.faults import Fault, Faults, OnFault, stop
+from nezha_ds.corpus.location import name_of
 from nezha_ds.corpus.near import sketches
 from nezha_ds.corpus.quality import Quality, Tally
-from nezha_ds.corpus.sources import Piece, Reading, Separation, read
+from nezha_ds.corpus.sources import Piece, Reading, Source, read
 from nezha_ds.errors import DataError
 from nezha_ds.files import sha256_of, write_atomically
-from nezha_ds.shards import SHARD_BYTES, Columns, ShardEntry, Split, pack_words, write_shard
+from nezha_ds.shards import SHARD_BYTES, Columns, ShardEntry, Split, id_type, pack_words, write_shard
 from nezha_ds.text.document import DocumentEncoder, EncodedDocument
+from nezha_ds.text.kinds import KINDS, KindName
 from nezha_ds.text.segment import make_segmenter
 from nezha_ds.text.simplify import make_simplifier
-from nezha_ds.text.tokenizer import Tokenizer
-from nezha_ds.text.vocab import Vocabulary, load_vocabulary
+from nezha_ds.text.vocab import Vocabulary
 
 OnError = Literal["stop", "skip"]
 """What broken input does: `stop` ends the preparation at the first, `skip` counts it and goes on."""
@@ -44,12 +45,11 @@ class Job:
     """What all tasks of a preparation share."""
 
     folder: Path
+    tokenizer: KindName
     vocabulary: Path | None
     lowercase: bool
     segmenter: str
     user_dictionary: Path | None
-    separation: Separation
-    field: str
     simplify: bool
     clean: CleanSettings
     sketch: int
@@ -67,8 +67,8 @@ class Work:
 
     job: Job
     number: int
-    source: str
-    """The name of the source that the pieces are of."""
+    source: Source
+    """What the pieces are of; a task never mixes two."""
     pieces: tuple[Piece, ...]
     heldout_below: int = 0
     """Documents with a key under this one are held out."""
@@ -88,8 +88,8 @@ class Work:
     @cached_property
     def digest(self) -> str:
         """What the receipt must carry to stand for this work."""
-        places = [(str(piece.path), piece.start, piece.stop) for piece in self.pieces]
-        text = repr((self.job.identity, self.number, self.source, places, self.heldout_below, self.verdicts))
+        places = [(name_of(piece.path), piece.start, piece.stop) for piece in self.pieces]
+        text = repr((self.job.identity, self.number, self.source.name, places, self.heldout_below, self.verdicts))
         return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -97,6 +97,8 @@ class Receipt(Settings):
     """What a finished task leaves."""
 
     digest: str
+    source: str
+    """The name of the task's source."""
     shards: tuple[ShardEntry, ...]
     quality: Quality
     """What became of the documents."""
@@ -115,23 +117,28 @@ class Receipt(Settings):
 @lru_cache(maxsize=1)
 def _tools(job: Job) -> tuple[Vocabulary, DocumentEncoder]:
     """This process's vocabulary and encoder, made once."""
-    vocabulary = load_vocabulary(job.vocabulary)
+    kind = KINDS[job.tokenizer]
+    vocabulary = kind.load(job.vocabulary)
     segmenter = make_segmenter(job.segmenter, job.user_dictionary)
-    return vocabulary, DocumentEncoder(Tokenizer(vocabulary, job.lowercase), segmenter)
+    return vocabulary, DocumentEncoder(kind.make(vocabulary, job.lowercase), segmenter)
 
 
 def survey(work: Work) -> Survey:
     """Keys, and sketches if asked for, of the documents that cleaning leaves, in order."""
     keys = array("Q")
 
-    def texts() -> Iterator[str]:
-        for candidate in _candidates(work, Faults()):
-            if candidate.failed is None:
-                keys.append(document_key(candidate.text))
-                yield candidate.text
+    def noted() -> Iterator[str]:
+        for text in texts(work, Faults()):
+            keys.append(document_key(text))
+            yield text
 
-    found = sketches(texts(), work.job.sketch)
+    found = sketches(noted(), work.job.sketch)
     return Survey(np.frombuffer(keys, dtype=np.uint64), found)
+
+
+def texts(work: Work, faults: Faults) -> Iterator[str]:
+    """The task's texts that cleaning leaves, in order; faults are noted where they do not stop."""
+    return (candidate.text for candidate in _candidates(work, faults) if candidate.failed is None)
 
 
 def encode(work: Work) -> Receipt:
@@ -180,6 +187,7 @@ def _encode(work: Work) -> Receipt:
         writers["heldout" if key < work.heldout_below else "train"].add(encoded)
     return Receipt(
         digest=work.digest,
+        source=work.source.name,
         shards=tuple(entry for writer in writers.values() for entry in writer.close()),
         quality=tally.quality(),
         removed_lines=removed_lines,
@@ -195,7 +203,7 @@ def _candidates(work: Work, faults: Faults) -> Iterator[Candidate]:
     job = work.job
     cleaner = Cleaner(job.clean, make_simplifier().convert if job.simplify else None)
     on_fault: OnFault = faults if job.on_error == "skip" else stop
-    reading = Reading(job.separation, job.field, on_fault, count_bytes)
+    reading = Reading(work.source.separation, work.source.field, on_fault, count_bytes)
     for document in (document for piece in work.pieces for document in read(piece, reading)):
         try:
             candidate = cleaner(document.text)
@@ -214,9 +222,9 @@ class _ShardWriter:
     def __init__(self, work: Work, split: Split, vocabulary: Vocabulary) -> None:
         self._folder, self._name = work.job.folder, f"{split}-{work.number:05d}"
         self._split: Split = split
-        self._source = work.source
+        self._source = work.source.name
         self._vocabulary = vocabulary
-        self._id_type = np.dtype(np.uint16 if len(vocabulary) <= 1 << 16 else np.uint32)
+        self._id_type = id_type(len(vocabulary))
         self._waiting: list[EncodedDocument] = []
         self._bytes = 0
         self._entries: list[ShardEntry] = []

@@ -7,10 +7,10 @@ fast as it unpacks). The report asks once for all faults of a file, whatever tas
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
-from pathlib import Path
 from typing import Literal, NoReturn
 
 from nezha_ds.config import Settings
+from nezha_ds.corpus.location import Location, name_of
 from nezha_ds.corpus.packing import BLOCK_BYTES, open_text
 from nezha_ds.errors import DataError
 
@@ -23,6 +23,7 @@ FaultKind = Literal[
     "not UTF-8",
     "not Unicode",
     "not JSON",
+    "half block",
     "wrong field",
     "too long",
 ]
@@ -32,7 +33,7 @@ class Fault(Settings):
     """One thing that is wrong with an input."""
 
     kind: FaultKind
-    path: Path
+    path: Location
     place: int | None
     """A byte of the unpacked text, or a row of a table; None is the whole file."""
     reason: str
@@ -70,10 +71,10 @@ def tell(faults: Iterable[Fault]) -> list[str]:
     ]
 
 
-def _tell_of_file(path: Path, faults: Sequence[Fault]) -> list[str]:
+def _tell_of_file(path: Location, faults: Sequence[Fault]) -> list[str]:
     places = {fault.place for fault in faults if fault.place is not None and not fault.in_table}
     lines = line_numbers(path, places)
-    return [f"{path}{_place(fault, lines)} {fault.reason}" for fault in faults]
+    return [f"{name_of(path)}{_place(fault, lines)} {fault.reason}" for fault in faults]
 
 
 def _place(fault: Fault, lines: dict[int, int]) -> str:
@@ -82,7 +83,7 @@ def _place(fault: Fault, lines: dict[int, int]) -> str:
     return f", row {fault.place + 1:,}:" if fault.in_table else f", line {lines[fault.place]:,}:"
 
 
-def line_numbers(path: Path, places: Iterable[int]) -> dict[int, int]:
+def line_numbers(path: Location, places: Iterable[int]) -> dict[int, int]:
     """The line, from 1, in which each byte of the unpacked file stands; read only as far as the last of them."""
     lines, place, numbers = 1, 0, dict[int, int]()
     ascending = sorted(places)

@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nezha_ds.corpus.executor import Gauge, bar
+from nezha_ds.corpus.executor import Gauge
 from nezha_ds.corpus.masks import OUTCOMES, Masks
+from nezha_ds.corpus.progress import watched
 from nezha_ds.corpus.report import Report
 from nezha_ds.errors import DataError
-from nezha_ds.shards import MANIFEST, VOCABULARY, Columns, Ids, Manifest, open_shard, read_manifest
-from nezha_ds.text.vocab import CONTINUATION, Vocabulary, load_vocabulary
+from nezha_ds.shards import MANIFEST, Columns, Ids, Manifest, open_shard, read_manifest
+from nezha_ds.text.kinds import kind_of
+from nezha_ds.text.vocab import Vocabulary
 
 Counts = NDArray[np.int64]
 
@@ -108,12 +110,12 @@ def statistics(folder: Path, progress: bool = False) -> Statistics:
 
     `progress` draws a bar on stderr if there is much to read.
     """
-    manifest, gauge = read_manifest(folder), Gauge()
+    manifest, gauge = read_manifest(folder), Gauge(shared=False)
     size, bound = manifest.tokenizer.vocabulary_size, manifest.total("bytes")
     share = _COUNTED_WORDS // max(1, len(manifest.of("train")))
     tokens, sentences, documents, words = (np.zeros(0, dtype=np.int64) for _ in range(4))
     packed: list[NDArray[np.uint64]] = []
-    with bar("inspect", bound, gauge, shown=progress and bound > _QUICK):
+    with watched("inspect", bound, gauge.read, shown=progress and bound > _QUICK):
         for entry in manifest.shards:
             columns = open_shard(folder, entry, size)
             sentences = _add(sentences, by_length(np.diff(columns.sentences, append=len(columns.tokens))))
@@ -222,29 +224,25 @@ def _most_frequent(parts: Sequence[NDArray[np.uint64]], bits: int) -> Iterator[t
 
 def folder_vocabulary(folder: Path, manifest: Manifest) -> Vocabulary:
     """The vocabulary that lies in a prepared folder; DataError when it is not the one that its ids were made with."""
-    vocabulary = load_vocabulary(folder / VOCABULARY)
+    kind = kind_of(manifest.tokenizer.kind, folder / MANIFEST)
+    vocabulary = kind.load(folder / kind.file)
     if vocabulary.sha256 != manifest.tokenizer.vocabulary_sha256:
         raise DataError(
-            f"{folder / VOCABULARY} is not the vocabulary that {folder / MANIFEST} was prepared with; "
+            f"{folder / kind.file} is not the vocabulary that {folder / MANIFEST} was prepared with; "
             "two preparations mixed? Prepare again"
         )
     return vocabulary
 
 
-def spell(token: str, first: bool) -> str:
-    """A token as it stands in the text: a continuation without its `##`, but where a cut left its beginning away."""
-    return token if first else token.removeprefix(CONTINUATION)
-
-
-def word(ids: Sequence[int], tokens: Sequence[str]) -> str:
+def word(ids: Sequence[int], vocabulary: Vocabulary) -> str:
     """A word as it stands in the text."""
-    return "".join(spell(tokens[index], first=not place) for place, index in enumerate(ids))
+    return "".join(map(vocabulary.text_of, ids))
 
 
 # --------------------------------------------------------------------------------------------------------- the machines
 
 
-def as_json(found: Statistics, masks: Masks, tokens: Sequence[str], report: Report | None) -> dict[str, Any]:
+def as_json(found: Statistics, masks: Masks, vocabulary: Vocabulary, report: Report | None) -> dict[str, Any]:
     """All statistics as a plain tree; lengths as [from, to, count]."""
     manifest = found.manifest
     return {
@@ -259,8 +257,8 @@ def as_json(found: Statistics, masks: Masks, tokens: Sequence[str], report: Repo
         "sentence_lengths": _ranges(found.sentence_lengths),
         "document_lengths": _ranges(found.document_lengths),
         "word_lengths": [[size, size, count] for size, count in enumerate(found.word_lengths.tolist()) if count],
-        "frequent_tokens": [[tokens[index], count] for index, count in found.frequent_tokens],
-        "frequent_words": [[word(ids, tokens), count] for ids, count in found.frequent_words],
+        "frequent_tokens": [[vocabulary.text_of(index), count] for index, count in found.frequent_tokens],
+        "frequent_words": [[word(ids, vocabulary), count] for ids, count in found.frequent_words],
         "compared_words": found.compared_words,
         "tokenizer": manifest.tokenizer.model_dump(mode="json"),
         "segmenter": manifest.segmenter.model_dump(mode="json"),

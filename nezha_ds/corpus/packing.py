@@ -4,11 +4,14 @@ import bz2
 import gzip
 import lzma
 import zlib
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from io import BufferedIOBase
 from typing import IO, Any
 
 import pyarrow  # pyright: ignore[reportMissingTypeStubs]
+
+from nezha_ds.corpus.location import Location, open_bytes, pure
 
 _arrow: Any = pyarrow
 
@@ -16,11 +19,11 @@ BLOCK_BYTES = 1 << 20
 """What is read at once."""
 
 
-def _unpacked_zstandard(path: Path) -> IO[bytes]:
-    return _arrow.input_stream(str(path), compression="zstd")
+def _unpacked_zstandard(file: IO[bytes]) -> Any:
+    return _arrow.input_stream(file, compression="zstd")
 
 
-_UNPACK: dict[str, Callable[[Path], Any]] = {
+_UNPACK: dict[str, Callable[[IO[bytes]], Any]] = {
     ".gz": gzip.open,
     ".xz": lzma.open,
     ".bz2": bz2.open,
@@ -31,11 +34,17 @@ UNPACKING_FAULTS: tuple[type[Exception], ...] = (EOFError, OSError, zlib.error, 
 """What reading a damaged file may raise."""
 
 
-def is_packed(path: Path) -> bool:
+def is_packed(location: Location) -> bool:
     """Whether the file has to be unpacked, and so cannot be entered in the middle."""
-    return path.suffix.lower() in _UNPACK
+    return pure(location).suffix.lower() in _UNPACK
 
 
-def open_text(path: Path) -> IO[bytes]:
+@contextmanager
+def open_text(location: Location) -> Generator[BufferedIOBase]:
     """The file's bytes, unpacked."""
-    return _UNPACK[path.suffix.lower()](path) if is_packed(path) else path.open("rb")
+    with open_bytes(location) as file:
+        if is_packed(location):
+            with _UNPACK[pure(location).suffix.lower()](file) as unpacked:
+                yield unpacked
+        else:
+            yield file

@@ -16,7 +16,7 @@ import numpy as np
 
 import nezha_ds
 from nezha_ds.corpus.figures import fill_figure, length_figure, word_figure
-from nezha_ds.corpus.inspect import Statistics, spell, word
+from nezha_ds.corpus.inspect import Statistics, word
 from nezha_ds.corpus.masks import OUTCOMES, Masks, Row
 from nezha_ds.corpus.report import Report
 from nezha_ds.shards import ShardEntry
@@ -39,7 +39,7 @@ def page(folder: Path, found: Statistics, masks: Masks, vocabulary: Vocabulary, 
             _lengths(found, masks),
             _masking(masks),
             _samples(masks, vocabulary),
-            _frequent(found, vocabulary.tokens),
+            _frequent(found, vocabulary),
             _preparation(found),
             _input(report),
             _shards(found.manifest.shards),
@@ -154,12 +154,12 @@ def _word(row: Row, places: Iterable[int], vocabulary: Vocabulary) -> str:
 def _token(row: Row, place: int, vocabulary: Vocabulary) -> tuple[str, bool]:
     """A token as HTML, and whether it is text."""
     index, seen = int(row.ids[place]), int(row.seen[place])
-    piece = escape(spell(vocabulary.tokens[index], first=not place))
+    piece = escape(vocabulary.text_of(index))
     if not row.predicted[place]:
         inner = f'<span class="unk">{piece}</span>' if index == vocabulary.unk_id else piece
         return inner, bool(row.text[place])
     outcome = "masked" if seen == vocabulary.mask_id else "kept" if seen == index else "random"
-    replacement = escape(vocabulary.tokens[seen])
+    replacement = escape(vocabulary.text_of(seen))
     title = f"{piece}: {_BECAME[outcome][1].format(seen=replacement)}"
     shown = f"{piece}<i>{replacement}</i>" if outcome == "random" else piece
     return f'<b class="{outcome}" title="{title}">{shown}</b>', True
@@ -173,9 +173,9 @@ def _lang(text: str) -> str:
 # ----------------------------------------------------------------------------------------------------------- the corpus
 
 
-def _frequent(found: Statistics, tokens: Sequence[str]) -> str:
-    single = [(tokens[index], count) for index, count in found.frequent_tokens]
-    words = [(word(ids, tokens), count) for ids, count in found.frequent_words]
+def _frequent(found: Statistics, vocabulary: Vocabulary) -> str:
+    single = [(vocabulary.text_of(index), count) for index, count in found.frequent_tokens]
+    words = [(word(ids, vocabulary), count) for ids, count in found.frequent_words]
     compared = f"of two tokens or more, among {found.compared_words:,} words"
     return (
         '<section>\n<h2>Most frequent</h2>\n<p class="soft">In the training split.</p>\n<div class="frequent">\n'

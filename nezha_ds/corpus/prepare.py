@@ -1,6 +1,6 @@
 """Text in, a folder of shards out: the same bytes from one process or many, in one go or after any number of crashes.
 
-1. The input is divided into tasks of 4 to 80 MB of text, by the files alone (`sources.cut`).
+1. The input is divided into tasks of 4 to 80 MB of text, each of one source, by the files alone (`inputs.cut`).
 2. With `deduplicate` or `near_duplicates`, a survey reads every task's document keys and sketches and names the later
    copies. A restart surveys again: reading, cleaning and sketching, a fifth of the time.
 3. Each task writes its shards and then its receipt. A restart finds finished tasks by their receipts.
@@ -9,7 +9,8 @@
    two different documents are enough for both sides; a single one is for training.
 5. The vocabulary and the report are written, and last the manifest: a folder that has one is complete.
 
-The same folder with anything else is refused unless told to overwrite (`folder`).
+The same folder with anything else is refused unless told to overwrite (`folder`), and so is a second preparation in it
+at the same time (`lock`).
 About 10 MB/s of UTF-8 a core; tasks share nothing, so that processes add up, on one machine or, by MPI, on many that
 share a file system.
 """
@@ -17,7 +18,7 @@ share a file system.
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import chain
@@ -28,25 +29,36 @@ from rich.console import Console
 
 from nezha_ds.corpus.dedup import KEYS, verdicts
 from nezha_ds.corpus.encode import RECEIPTS, Job, Receipt, Work, encode, survey
-from nezha_ds.corpus.executor import Pool, bar, on_ranks, processes
+from nezha_ds.corpus.executor import Pool, on_ranks, processes
 from nezha_ds.corpus.faults import Faults, OnFault, stop
-from nezha_ds.corpus.folder import Identity, claim, complete, identify, remove_temporaries, shards_in
-from nezha_ds.corpus.inputs import cut, find_files, text_size
+from nezha_ds.corpus.folder import (
+    Identity,
+    check_weights,
+    claim,
+    complete,
+    identify,
+    is_complete,
+    remove_temporaries,
+    shards_in,
+)
+from nezha_ds.corpus.inputs import cut_all, find_files, text_size
+from nezha_ds.corpus.location import Location
+from nezha_ds.corpus.lock import alone_in
+from nezha_ds.corpus.progress import watched
 from nezha_ds.corpus.quality import one_in
-from nezha_ds.corpus.report import REPORT, folder_report, make_report, show_report, summary
+from nezha_ds.corpus.report import REPORT, SourceReport, folder_report, make_report, show_report, summary
 from nezha_ds.corpus.settings import SOURCE, PrepareSettings
-from nezha_ds.corpus.sources import Piece
+from nezha_ds.corpus.sources import Piece, Source
 from nezha_ds.errors import DataError, LaunchError
 from nezha_ds.files import write_atomically
 from nezha_ds.shards import (
     MANIFEST,
     SHARD_BYTES,
-    VOCABULARY,
     Manifest,
-    SourceEntry,
     write_manifest,
 )
-from nezha_ds.text.vocab import Vocabulary, load_vocabulary
+from nezha_ds.text.kinds import KINDS
+from nezha_ds.text.vocab import Vocabulary
 
 T = TypeVar("T")
 
@@ -66,32 +78,43 @@ def prepare(settings: PrepareSettings, progress: bool = True) -> Manifest:
     """Prepare the folder, go on with it, or find it complete; its manifest.
 
     ConfigError when the folder holds something else; DataError for an unreadable input, with file and line, unless
-    such are skipped; LaunchError when the disk or the memory does not suffice, or there are no ranks to work.
+    such are skipped; LaunchError when the disk or the memory does not suffice, when another process is preparing the
+    folder, or when there are no ranks to work.
     """
+    return with_workers(settings, lambda start: _prepare(settings, progress, start))
+
+
+def with_workers(settings: PrepareSettings, main: Callable[[Start], T]) -> T:
+    """The result of `main`, called with a way to start the workers that the settings ask for."""
     if settings.executor == "mpi":
-        return on_ranks(lambda pool: _prepare(settings, progress, lambda _: nullcontext(pool)))
+        return on_ranks(lambda pool: main(lambda _: nullcontext(pool)))
     workers = settings.workers or len(os.sched_getaffinity(0))
-    return _prepare(settings, progress, lambda tasks: processes(min(workers, tasks)))
+    return main(lambda tasks: processes(min(workers, tasks)))
 
 
 def _prepare(settings: PrepareSettings, progress: bool, start: Start) -> Manifest:
-    faults = Faults()
-    on_fault = faults if settings.on_error == "skip" else stop
-    files = find_files(settings.inputs, on_fault)
-    vocabulary = load_vocabulary(settings.vocabulary)
-    identity = identify(settings, files, vocabulary)
-    folder = claim(settings.out, identity, settings.overwrite)
-    if (folder / MANIFEST).exists():
-        manifest, state = complete(folder), "is complete already"
-    else:
-        works = _divide(settings, files, identity, on_fault)
-        _check_space(folder, works)
-        try:
-            with start(len(works)) as pool:
-                receipts = _run(settings, works, pool, progress)
-        finally:
-            remove_temporaries(folder)
-        manifest, state = _finish(settings, identity, vocabulary, receipts, faults), "is complete"
+    sources = settings.all_sources()
+    faults = {source.name: Faults() for source in sources}
+    on_fault: Mapping[str, OnFault] = faults if settings.on_error == "skip" else dict.fromkeys(faults, stop)
+    with _status("listing the inputs", progress):
+        files = {source: find_files(source.inputs, on_fault[source.name]) for source in sources}
+    vocabulary = KINDS[settings.tokenizer].load(settings.vocabulary)
+    identity = identify(settings, [*chain.from_iterable(files.values())], vocabulary)
+    folder = settings.out
+    with nullcontext() if is_complete(folder, identity) else alone_in(folder):
+        claim(folder, identity, settings.overwrite)
+        if (folder / MANIFEST).exists():
+            manifest, state = complete(folder, identity), "is complete already"
+        else:
+            with _status("dividing the inputs", progress):
+                works = _divide(settings, files, identity, on_fault)
+            _check_space(folder, works)
+            try:
+                with start(len(works)) as pool:
+                    receipts = _run(settings, works, pool, progress)
+            finally:
+                remove_temporaries(folder)
+            manifest, state = _finish(settings, identity, vocabulary, receipts, faults), "is complete"
     if progress:
         documents, tokens = manifest.total("documents"), manifest.total("tokens")
         console = Console(stderr=True, soft_wrap=True)
@@ -104,26 +127,48 @@ def _prepare(settings: PrepareSettings, progress: bool, start: Start) -> Manifes
 # ------------------------------------------------------------------------------------------------------------- the work
 
 
-def _divide(settings: PrepareSettings, files: Sequence[Path], identity: Identity, on_fault: OnFault) -> list[Work]:
-    """Tasks in the order of the input; small files share one."""
+def _status(text: str, shown: bool) -> AbstractContextManager[object]:
+    """What a terminal shows while requests are made to a store, seconds for a thousand files; else nothing."""
+    return Console(stderr=True, quiet=not shown).status(text)
+
+
+def divide(settings: PrepareSettings, on_fault: OnFault) -> list[Work]:
+    """The tasks of a preparation, for who wants its texts and no shards."""
+    files = {source: find_files(source.inputs, on_fault) for source in settings.all_sources()}
+    every = [*chain.from_iterable(files.values())]
+    identity = identify(settings, every, KINDS[settings.tokenizer].load(None))
+    return _divide(settings, files, identity, {source.name: on_fault for source in files})
+
+
+def _divide(
+    settings: PrepareSettings,
+    files: Mapping[Source, Sequence[Location]],
+    identity: Identity,
+    on_fault: Mapping[str, OnFault],
+) -> list[Work]:
+    """Tasks in the order of the sources and their inputs; small files of a source share one."""
+    total = sum(text_size(file) for of_source in files.values() for file in of_source)
     job = Job(
         folder=settings.out,
+        tokenizer=settings.tokenizer,
         vocabulary=settings.vocabulary,
-        lowercase=settings.lowercase,
+        lowercase=identity.tokenizer.lowercase,
         segmenter=settings.segmenter,
         user_dictionary=settings.user_dictionary,
-        separation=settings.separation,
-        field=settings.field,
         simplify=settings.simplify,
         clean=settings.clean,
         sketch=settings.near_values if settings.near_duplicates else 0,
-        measure_one_in=one_in(total := sum(map(text_size, files))),
+        measure_one_in=one_in(total),
         on_error=settings.on_error,
         identity=identity.digest,
     )
     size = min(max(total // _TASKS, _SMALLEST_TASK), _LARGEST_TASK)
-    pieces = chain.from_iterable(cut(path, size, settings.separation, on_fault) for path in files)
-    return [Work(job, number, SOURCE, group) for number, group in enumerate(_group(pieces, size))]
+    groups = [
+        (source, group)
+        for source, of_source in files.items()
+        for group in _group(cut_all(of_source, size, source.separation, on_fault[source.name]), size)
+    ]
+    return [Work(job, number, source, group) for number, (source, group) in enumerate(groups)]
 
 
 def _group(pieces: Iterable[Piece], size: int) -> Iterator[tuple[Piece, ...]]:
@@ -155,7 +200,7 @@ def _run(settings: PrepareSettings, works: Sequence[Work], pool: Pool, progress:
     """Survey if asked, encode, and encode again when the bound had to move for both splits to have a document."""
 
     def run(label: str, function: Callable[[Work], T], works: Sequence[Work]) -> list[T]:
-        with bar(label, sum(work.size for work in works), pool.gauge, shown=progress):
+        with watched(label, sum(work.size for work in works), pool.gauge.read, progress):
             return pool.run(function, works)
 
     if settings.deduplicate or settings.near_duplicates:
@@ -184,30 +229,41 @@ def _finish(
     identity: Identity,
     vocabulary: Vocabulary,
     receipts: Sequence[Receipt],
-    before: Faults,
+    before: Mapping[str, Faults],
 ) -> Manifest:
     """Write all that is written once; the manifest last."""
     folder = settings.out
     shards = tuple(shard for receipt in receipts for shard in receipt.shards)
     report = make_report(receipts, before)
-    if not shards:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in report.losses) or "only white space"
-        raise DataError(f"no document is left of {', '.join(settings.inputs)} ({reasons}); give more text")
+    for source in identity.sources:
+        if not report.sources[source.name].documents:
+            raise _nothing_left(source, report.sources[source.name])
+    check_weights(identity, shards)
     manifest = Manifest(
         format=identity.format,
         tokenizer=identity.tokenizer,
         segmenter=identity.segmenter,
         normalisation=identity.normalisation,
         heldout=settings.heldout,
-        sources=(SourceEntry(name=SOURCE, weight=0, inputs=settings.inputs),),
+        sources=identity.source_entries,
         shards=shards,
     )
     for stray in {*shards_in(folder)} - {folder / shard.name for shard in shards}:
         stray.unlink()  # of the round before the bound moved
-    write_atomically(folder / VOCABULARY, vocabulary.data)
+    write_atomically(folder / KINDS[settings.tokenizer].file, vocabulary.data)
     write_atomically(folder / REPORT, report.model_dump_json(indent=1) + "\n")
     write_manifest(folder, manifest)
     shutil.rmtree(folder / RECEIPTS, ignore_errors=True)
     if report.faults:
         print(summary(report, folder / REPORT), file=sys.stderr)  # noqa: T201 - also without a progress bar
     return manifest
+
+
+def _nothing_left(source: Source, report: SourceReport) -> DataError:
+    reasons = ", ".join(f"{count} {reason}" for reason, count in report.losses) or "only white space"
+    inputs = ", ".join(source.inputs)
+    if source.name == SOURCE:
+        return DataError(f"no document is left of {inputs} ({reasons}); give more text")
+    return DataError(
+        f"no document is left of source {source.name!r}, {inputs} ({reasons}); give it more text, or leave it out"
+    )

@@ -3,7 +3,7 @@ documents were like, so that limits can be chosen (`quality`). Written beside th
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -22,6 +22,24 @@ _SHOWN = 5
 """How many faults, and lines, the terminal sees; the report has more."""
 _LISTED = 30
 """How many lines the report has."""
+
+
+class SourceReport(Settings):
+    """What became of one source's documents."""
+
+    documents: int
+    """Kept."""
+    tokens: int
+    """Of those."""
+    dropped: dict[str, int]
+    """Documents, by reason."""
+    faults: dict[str, int]
+    """What was broken and passed over, by kind."""
+
+    @property
+    def losses(self) -> list[tuple[str, int]]:
+        """All reasons and kinds with their counts."""
+        return [*self.dropped.items(), *self.faults.items()]
 
 
 class Report(Settings):
@@ -49,21 +67,26 @@ class Report(Settings):
     """What was broken and passed over, by kind."""
     first_faults: tuple[str, ...]
     """The first faults of each task, with file and line, reason and way out."""
-
-    @property
-    def losses(self) -> list[tuple[str, int]]:
-        """All reasons and kinds with their counts."""
-        return [*self.dropped.items(), *self.faults.items()]
+    sources: dict[str, SourceReport]
+    """The same of each source."""
 
 
-def make_report(receipts: Sequence[Receipt], before: Faults) -> Report:
-    """The tasks' receipts and the faults met before there were tasks, together; counts lines of broken files."""
+def make_report(receipts: Sequence[Receipt], before: Mapping[str, Faults]) -> Report:
+    """The tasks' receipts and the faults met in each source before there were tasks, together; counts lines of broken
+    files.
+    """
     quality: Quality = together([receipt.quality for receipt in receipts], _LISTED)
-    faults = sum((Counter(receipt.faults) for receipt in receipts), before.counts)
-    first = [*before.first, *(fault for receipt in receipts for fault in receipt.first_faults)]
+    sources = {
+        name: _of_source([receipt for receipt in receipts if receipt.source == name], faults)
+        for name, faults in before.items()
+    }
+    first = [
+        *(fault for faults in before.values() for fault in faults.first),
+        *(fault for receipt in receipts for fault in receipt.first_faults),
+    ]
     return Report(
         kept=quality.kept.documents,
-        dropped={reason: count.documents for reason, count in quality.dropped.items()},
+        dropped=_dropped(quality),
         kept_characters=quality.kept.characters,
         dropped_characters={reason: count.characters for reason, count in quality.dropped.items()},
         removed_lines=sum(receipt.removed_lines for receipt in receipts),
@@ -72,9 +95,28 @@ def make_report(receipts: Sequence[Receipt], before: Faults) -> Report:
         distributions=quality.distributions,
         frequent_lines=quality.lines,
         frequent_lines_short_by=quality.lines_short_by,
-        faults=dict(sorted(faults.items())),
+        faults=_total([source.faults for source in sources.values()]),
         first_faults=tuple(tell(first)),
+        sources=sources,
     )
+
+
+def _of_source(receipts: Sequence[Receipt], before: Faults) -> SourceReport:
+    shards = [shard for receipt in receipts for shard in receipt.shards]
+    return SourceReport(
+        documents=sum(shard.documents for shard in shards),
+        tokens=sum(shard.tokens for shard in shards),
+        dropped=_total([_dropped(receipt.quality) for receipt in receipts]),
+        faults=_total([before.counts, *(receipt.faults for receipt in receipts)]),
+    )
+
+
+def _dropped(quality: Quality) -> dict[str, int]:
+    return {reason: count.documents for reason, count in quality.dropped.items()}
+
+
+def _total(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    return dict(sorted(sum(map(Counter, counts), Counter[str]()).items()))
 
 
 def folder_report(folder: Path) -> Report | None:

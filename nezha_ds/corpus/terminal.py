@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from nezha_ds.corpus.inspect import Counts, Statistics, edges, spell
+from nezha_ds.corpus.inspect import Counts, Statistics, edges
 from nezha_ds.corpus.masks import Masks, Row
+from nezha_ds.text.vocab import Vocabulary
 
 
 def table(found: Statistics, masks: Masks) -> Table:
@@ -51,11 +52,11 @@ def bars(counts: Counts) -> str:
     return f"{1 << first:,} {blocks} {1 << len(powers):,} tokens"
 
 
-def show(rows: Sequence[Row], tokens: Sequence[str], console: Console) -> None:
+def show(rows: Sequence[Row], vocabulary: Vocabulary, console: Console) -> None:
     """Print samples with words apart and masks in colour; where there is no colour, in brackets and unwrapped."""
     plain = console.color_system is None or console.no_color
     for row in rows:
-        console.print(render(row, tokens, brackets=plain), soft_wrap=not console.is_terminal)
+        console.print(render(row, vocabulary, brackets=plain), soft_wrap=not console.is_terminal)
         console.print()
 
 
@@ -63,7 +64,7 @@ _WORD_STYLES = ("", "cyan")
 _MASK_STYLE = "bold white on red"
 
 
-def render(row: Row, tokens: Sequence[str], brackets: bool = False) -> Text:
+def render(row: Row, vocabulary: Vocabulary, brackets: bool = False) -> Text:
     """A sample as text: words apart and in two colours by turns, what is to be predicted on red or in brackets."""
     text, words = Text(), 0
     hidden: list[bool] = [*row.predicted.tolist(), False]
@@ -73,7 +74,7 @@ def render(row: Row, tokens: Sequence[str], brackets: bool = False) -> Text:
         if begins[position] and position:
             text.append(" ")
         words += begins[position]
-        piece = spell(tokens[index], first=not position)
+        piece = vocabulary.text_of(index)
         if brackets and hidden[position]:
             opens = begins[position] or not hidden[position - 1]
             closes = begins[position + 1] or not hidden[position + 1]

@@ -41,8 +41,7 @@ def special_ids(vocabulary: Vocabulary) -> SpecialIds:
 
 def replacement_ids(vocabulary: Vocabulary) -> NDArray[np.int64]:
     """The entries that may stand for a masked token at random: all but [PAD], [MASK], [unused1] and their like."""
-    is_text = [not (token.startswith("[") and token.endswith("]") and len(token) > 2) for token in vocabulary.tokens]
-    return np.flatnonzero(is_text)
+    return np.flatnonzero([vocabulary.is_text(index) for index in range(len(vocabulary))])
 
 
 @dataclass(frozen=True)

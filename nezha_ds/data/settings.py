@@ -18,7 +18,7 @@ class DataSettings(Settings):
     """Which prepared text to train on, and how it is cut into samples."""
 
     shards: str
-    """Folder that `nezha-ds prepare` wrote: shards, manifest.json and vocab.txt."""
+    """Folder that `nezha-ds prepare` wrote: shards, manifest.json and the vocabulary."""
     length: int = 128
     """Tokens in a sample, [CLS] and [SEP] included: 16 to 4096. 128 for most of training, 512 to finish."""
     format: Literal["full-sentences", "doc-sentences", "segment-pair", "sentence-pair"] = "full-sentences"

@@ -2,7 +2,7 @@
 
 `ModelSettings` is the recipe's `[model]` section: a preset fills whatever the section does not set itself, so
 `preset = "base"` with `num_hidden_layers = 6` is a six-layer base. Written back, the section holds every value and
-reads the same without the presets. `NezhaConfig` is that plus the one number that the tokenizer decides.
+reads the same without the presets. `NezhaConfig` is that plus the two numbers that the tokenizer decides.
 """
 
 from typing import Any, Literal, Self
@@ -51,8 +51,6 @@ class ModelSettings(Settings):
     """Standard deviation of fresh weights."""
     layer_norm_eps: float = Field(default=1e-12, gt=0)
     """Added to the variance in every LayerNorm."""
-    pad_token_id: int = Field(default=0, ge=0)
-    """Id of [PAD]; its embedding starts at zero and gets no gradient from the input side."""
     attention: Literal["auto", "banded", "table", "reference"] = "auto"
     """Which body computes the attention; `auto` takes the fastest one for the device. They differ in speed only."""
 
@@ -85,9 +83,10 @@ class ModelSettings(Settings):
         """H = D / N."""
         return self.hidden_size // self.num_attention_heads
 
-    def resolve(self, vocab_size: int) -> "NezhaConfig":
-        """The whole description of a model whose vocabulary has `vocab_size` entries."""
-        return build(NezhaConfig, self.model_dump() | {"vocab_size": vocab_size}, origin="[model]")
+    def resolve(self, vocab_size: int, pad_token_id: int = 0) -> "NezhaConfig":
+        """The whole description of a model whose vocabulary has `vocab_size` entries, that one for padding."""
+        told = {"vocab_size": vocab_size, "pad_token_id": pad_token_id}
+        return build(NezhaConfig, self.model_dump() | told, origin="[model]")
 
 
 class NezhaConfig(ModelSettings):
@@ -95,13 +94,15 @@ class NezhaConfig(ModelSettings):
 
     vocab_size: int = Field(gt=0)
     """V: entries of the vocabulary."""
+    pad_token_id: int = Field(default=0, ge=0)
+    """Id of [PAD]; its embedding starts at zero and gets no gradient from the input side."""
 
     @model_validator(mode="after")
     def _padding_is_in_the_vocabulary(self) -> Self:
         if self.pad_token_id >= self.vocab_size:
             raise ValueError(
                 f"pad_token_id = {self.pad_token_id} is outside the vocabulary of {self.vocab_size} entries; "
-                "name the line of [PAD] in vocab.txt"
+                "name the line of [PAD] in the vocabulary"
             )
         return self
 

@@ -1,6 +1,5 @@
 """What an exported model would write in the place of each [MASK]: a first look at what a run has learned."""
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,8 +9,8 @@ import torch
 from nezha_ds.batch import IGNORE, Batch
 from nezha_ds.errors import DataError
 from nezha_ds.model.hf import load_folder
-from nezha_ds.text.tokenizer import Tokenizer
-from nezha_ds.text.vocab import MASK, Vocabulary, load_vocabulary
+from nezha_ds.text.kinds import AnyTokenizer, open_tokenizer
+from nezha_ds.text.vocab import MASK, Vocabulary
 
 
 class Candidate(NamedTuple):
@@ -28,20 +27,21 @@ def fill_mask(folder: Path, text: str, top: int = 5) -> list[list[Candidate]]:
     is longer than the model, or when the folder has no vocabulary; CheckpointError when it has no model.
     """
     model = load_folder(folder)
-    vocabulary = load_vocabulary(folder / "vocab.txt")
-    batch = _query(text, Tokenizer(vocabulary, _lowercase(folder)), model.config.max_position_embeddings)
+    tokenizer = open_tokenizer(folder)
+    batch = _query(text, tokenizer, model.config.max_position_embeddings)
     with torch.inference_mode():
-        best = model(batch).mlm_logits[0].softmax(dim=-1).topk(min(top, len(vocabulary)))
+        best = model(batch).mlm_logits[0].softmax(dim=-1).topk(min(top, len(tokenizer.vocabulary)))
     return [
-        [Candidate(vocabulary.tokens[index], share) for index, share in zip(indices, shares, strict=True)]
+        [Candidate(tokenizer.decode([index]), share) for index, share in zip(indices, shares, strict=True)]
         for indices, shares in zip(best.indices.tolist(), best.values.tolist(), strict=True)
     ]
 
 
-def _query(text: str, tokenizer: Tokenizer, longest: int) -> Batch:
+def _query(text: str, tokenizer: AnyTokenizer, longest: int) -> Batch:
     """A batch of the one text, its masks being the places to predict."""
     vocabulary = tokenizer.vocabulary
-    ids = _with_ends(tokenizer.encode_with_special(text).ids, vocabulary)
+    asked = text.replace(MASK, vocabulary.tokens[vocabulary.mask_id])  # byte-level BPE calls it <mask>
+    ids = _with_ends(tokenizer.encode_with_special(asked).ids, vocabulary)
     positions = (ids[0] == vocabulary.mask_id).nonzero().T
     if not positions.numel():
         raise DataError(f"the text has no {MASK}; write one where a token is to be guessed, as in 滚滚长江东{MASK}水")
@@ -60,9 +60,3 @@ def _query(text: str, tokenizer: Tokenizer, longest: int) -> Batch:
 def _with_ends(ids: np.ndarray, vocabulary: Vocabulary) -> torch.Tensor:
     """(T,) -> (1, T + 2), int64, between [CLS] and [SEP]."""
     return torch.from_numpy(np.concatenate(([vocabulary.cls_id], ids, [vocabulary.sep_id])).astype(np.int64))[None]
-
-
-def _lowercase(folder: Path) -> bool:
-    """What the folder's tokenizer does; BERT-Chinese's where the folder does not say."""
-    path = folder / "tokenizer_config.json"
-    return json.loads(path.read_text(encoding="utf-8")).get("do_lower_case", True) if path.exists() else True

@@ -102,6 +102,15 @@ class Tokenizer:
             np.concatenate([part.continues for part in parts]),
         )
 
+    def split(self, text: str) -> tuple[str, list[str]]:
+        """The characters that stand alone whatever surrounds them, in one string, and the runs between them."""
+        codes = _code_points(text)
+        kinds = self._table.take(codes, mode="clip")
+        in_run = kinds == _RUN
+        edges = np.flatnonzero(np.diff(in_run, prepend=False, append=False)).tolist()
+        runs = [text[begin:end] for begin, end in zip(edges[::2], edges[1::2], strict=True)]
+        return codes[kinds >= 0].tobytes().decode("utf-32-le"), runs
+
     def decode(self, ids: Iterable[int]) -> str:
         """The tokens as text to look at: pieces joined, spaces only between words that Chinese would not join."""
         text = ""

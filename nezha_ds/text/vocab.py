@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 from nezha_ds.errors import DataError
 
@@ -24,6 +25,9 @@ CONTINUATION = "##"
 @dataclass(frozen=True)
 class Vocabulary:
     """V entries, all different, the five special tokens among them."""
+
+    special: ClassVar[tuple[str, str, str, str, str]] = SPECIAL_TOKENS
+    """What fills up, stands for the unknown, begins a sample, ends a segment, hides a token: [PAD] to [MASK]."""
 
     tokens: tuple[str, ...]
     """(V,): the entry of each id."""
@@ -43,35 +47,44 @@ class Vocabulary:
         """The SHA-256 of the file in hexadecimal: the vocabulary's identity."""
         return hashlib.sha256(self.data).hexdigest()
 
+    @cached_property
+    def special_ids(self) -> tuple[int, ...]:
+        """The ids of the special tokens, in their order."""
+        return tuple(self.ids[token] for token in self.special)
+
     @property
     def pad_id(self) -> int:
         """The id that fills up a batch."""
-        return self.ids[PAD]
+        return self.special_ids[0]
 
     @property
     def unk_id(self) -> int:
         """The id of every word that the vocabulary cannot spell."""
-        return self.ids[UNK]
+        return self.special_ids[1]
 
     @property
     def cls_id(self) -> int:
         """The id that begins a sample."""
-        return self.ids[CLS]
+        return self.special_ids[2]
 
     @property
     def sep_id(self) -> int:
         """The id that ends a segment."""
-        return self.ids[SEP]
+        return self.special_ids[3]
 
     @property
     def mask_id(self) -> int:
         """The id that hides a token."""
-        return self.ids[MASK]
+        return self.special_ids[4]
 
-    @property
-    def special_ids(self) -> tuple[int, ...]:
-        """The ids of SPECIAL_TOKENS, in that order."""
-        return tuple(self.ids[token] for token in SPECIAL_TOKENS)
+    def is_text(self, index: int) -> bool:
+        """Whether an entry can come from text, and so may stand in for a masked token; not [PAD], not [unused1]."""
+        token = self.tokens[index]
+        return not (token.startswith("[") and token.endswith("]") and len(token) > 2)
+
+    def text_of(self, index: int) -> str:
+        """What an entry adds to a text, to look at."""
+        return self.tokens[index].removeprefix(CONTINUATION)
 
 
 def load_vocabulary(path: Path | None = None) -> Vocabulary:

@@ -87,7 +87,7 @@ def _check(recipe: Recipe, ds_config: DeepSpeedConfig) -> None:
 def _train(recipe: Recipe, ds_config: DeepSpeedConfig, ranks: Ranks, stop: StopFlag) -> int:
     world, folder = ranks.world, recipe.run.folder
     source = open_source(recipe, ranks)
-    config = recipe.model.resolve(len(source.vocabulary))
+    config = recipe.model.resolve(len(source.vocabulary), source.vocabulary.pad_id)
     model = NezhaForPreTraining(config, seed=recipe.train.seed)
     freeze_unused(model, recipe.objective)
     if world.is_main:

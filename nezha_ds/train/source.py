@@ -12,7 +12,7 @@ from nezha_ds.data.collate import replacement_ids, special_ids
 from nezha_ds.data.loader import Loader, build_evaluation, build_loader
 from nezha_ds.data.plan import load_plan
 from nezha_ds.shards import MANIFEST, Manifest, Split, check_sizes, read_manifest
-from nezha_ds.text.tokenizer import tokenizer_files
+from nezha_ds.text.kinds import KINDS
 from nezha_ds.text.vocab import Vocabulary
 from nezha_ds.train.engine import Engine
 from nezha_ds.train.ranks import Ranks
@@ -52,7 +52,8 @@ class Source:
 
     def tokenizer_files(self, max_length: int) -> dict[str, bytes]:
         """What a model folder needs besides the model, by file name."""
-        return tokenizer_files(self.vocabulary, self.manifest.tokenizer.lowercase, max_length)
+        tokenizer = self.manifest.tokenizer
+        return KINDS[tokenizer.kind].files(self.vocabulary, tokenizer.lowercase, max_length)
 
     def _common(self, engine: Engine) -> dict[str, Any]:
         return {

@@ -28,7 +28,7 @@ from nezha_ds.data.preview import Preview, Row, preview
 from nezha_ds.data.settings import DataSettings, MaskingSettings
 from nezha_ds.errors import DataError
 from nezha_ds.shards import Columns, open_shard, pack_words, read_manifest
-from nezha_ds.text.vocab import load_vocabulary
+from nezha_ds.text.vocab import Vocabulary, load_vocabulary
 
 
 def masks_of(folder: Path, rows: int = 0) -> Preview:
@@ -126,7 +126,7 @@ def test_the_shipped_corpus_is_sane(embedded: Path) -> None:
 def test_words_are_apart_and_masks_in_colour() -> None:
     known: dict[str, int] = {}
     sample = row("北", "京", "大", "##学", "[SEP]", "好", words="x-x-xx", predicted="-x----", known=known)
-    text = render(sample, [*known])
+    text = render(sample, Vocabulary(tuple(known), b""))
     assert text.plain == "北京 大学 [SEP] 好"
     assert [(text.plain[span.start : span.end], str(span.style)) for span in text.spans if span.style] == [
         ("北", "cyan"),
@@ -153,7 +153,7 @@ def test_a_folder_is_shown_in_colour(embedded: Path) -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=100, color_system="standard")
     masks = masks_of(embedded, rows=2)
     console.print(table(statistics(embedded), masks))
-    show(masks.rows, load_vocabulary().tokens, console)
+    show(masks.rows, load_vocabulary(), console)
     output = console.file.getvalue()
     assert "2,459" in output
     assert "nats" in output

@@ -1,7 +1,9 @@
 """What every test of text needs: the shipped corpus, the shipped vocabulary, one tokenizer, and any Unicode."""
 
 import lzma
+import os
 from importlib.resources import files
+from pathlib import Path
 
 import pytest
 from hypothesis import strategies as st
@@ -9,6 +11,8 @@ from hypothesis import strategies as st
 from nezha_ds.text.segment import Segmenter, make_segmenter
 from nezha_ds.text.tokenizer import Tokenizer
 from nezha_ds.text.vocab import Vocabulary, load_vocabulary
+
+PYTHON = Path(__file__).parents[2] / ".venv-hf" / "bin" / "python"
 
 
 def shipped(name: str) -> list[str]:
@@ -44,6 +48,17 @@ def rjieba() -> Segmenter:
 @pytest.fixture(scope="session")
 def jieba() -> Segmenter:
     return make_segmenter("jieba")
+
+
+@pytest.fixture(scope="session")
+def transformers() -> Path:
+    """The Python of the environment with transformers 4.57.6."""
+    if not PYTHON.exists():
+        reason = f"{PYTHON} does not exist; install transformers 4.57.6 there"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return PYTHON
 
 
 # What trips tokenizers: final sigma, dotted I, ligatures, decomposed and decomposing characters, combining marks of

@@ -4,9 +4,11 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from nezha_ds.errors import DataError
+from nezha_ds.text import document as document_module
 from nezha_ds.text.document import DocumentEncoder, EncodedDocument
 from nezha_ds.text.segment import Segmenter, make_segmenter
 from nezha_ds.text.sentences import sentence_starts
@@ -100,3 +102,19 @@ def test_novel_has_the_words_of_jieba(encoder: DocumentEncoder, jieba: Segmenter
         fast, slow = encoder.encode(text), reference.encode(text)
         assert np.array_equal(fast.word_starts, slow.word_starts)
         assert np.array_equal(fast.sentences, slow.sentences)
+
+
+@pytest.mark.parametrize("segmenter", ["rjieba", "character", "pretokenized"])
+@given(text=st.text(alphabet=st.sampled_from('中国人民好 a1.。！？…”"，\n\n\r\u3000\u0301\u200b'), max_size=60))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_parts_of_a_long_document_change_nothing(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, segmenter: str, text: str
+) -> None:
+    encoder = DocumentEncoder(tokenizer, make_segmenter(segmenter))
+    with monkeypatch.context() as patch:
+        whole = encoder.encode(text)
+        patch.setattr(document_module, "_PART", 2)
+        parts = encoder.encode(text)
+    assert np.array_equal(parts.ids, whole.ids)
+    assert np.array_equal(parts.word_starts, whole.word_starts)
+    assert np.array_equal(parts.sentences, whole.sentences)

@@ -11,7 +11,6 @@ from tokenizers import Tokenizer as Pipeline
 from nezha_ds.text.tokenizer import Tokenizer, tokenizer_files
 from nezha_ds.text.vocab import Vocabulary
 
-PYTHON = Path(__file__).parents[2] / ".venv-hf" / "bin" / "python"
 TEXTS = [
     *("天[MASK]大势，分久必合。", "BERT模型 playing İstanbul ΟΔΥΣΣΕΥΣ é 2021年", "\U00020000\U0001f600中\u200b国"),
     *("a" * 101, "字" * 600, "", "[SEP]甲[CLS]乙[UNK][PAD]", "Ｆｕｌｌ　ｗｉｄｔｈ①½"),
@@ -39,17 +38,6 @@ def exported(vocabulary: Vocabulary, tmp_path: Path, request: pytest.FixtureRequ
     for name, data in tokenizer_files(vocabulary, request.param, max_length=512).items():
         (tmp_path / name).write_bytes(data)
     return tmp_path
-
-
-@pytest.fixture(scope="session")
-def transformers() -> Path:
-    """The Python of the environment with transformers 4.57.6."""
-    if not PYTHON.exists():
-        reason = f"{PYTHON} does not exist; install transformers 4.57.6 there"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    return PYTHON
 
 
 @pytest.mark.oracle

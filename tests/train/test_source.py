@@ -12,7 +12,8 @@ from nezha_ds.corpus.prepare import prepare
 from nezha_ds.corpus.settings import PrepareSettings
 from nezha_ds.data.collate import replacement_ids
 from nezha_ds.errors import DataError
-from nezha_ds.text.vocab import load_vocabulary, parse_vocabulary
+from nezha_ds.model.heads import NezhaForPreTraining
+from nezha_ds.text.vocab import SPECIAL_TOKENS, load_vocabulary, parse_vocabulary
 from nezha_ds.train.ranks import Ranks
 from nezha_ds.train.recipe import Recipe
 from nezha_ds.train.source import open_source, prepare_if_missing
@@ -106,6 +107,20 @@ def test_a_model_folder_gets_the_vocabulary_byte_for_byte(shards):
     files = open_source(recipe(shards), ALONE).tokenizer_files(512)
     assert files["vocab.txt"] == (shards / "vocab.txt").read_bytes()
     assert json.loads(files["tokenizer_config.json"])["do_lower_case"] is True
+
+
+def test_padding_is_where_the_vocabulary_has_it(tmp_path):
+    entries = [*"天下大势分久必合，。第回0123456789话说周末七国争并入于秦", *SPECIAL_TOKENS]
+    (tmp_path / "vocab.txt").write_text("\n".join(entries), encoding="utf-8")
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    settings = {"vocabulary": tmp_path / "vocab.txt", "out": tmp_path / "shards", "workers": 1}
+    prepare(PrepareSettings(inputs=(str(tmp_path / "text.txt"),), **settings), progress=False)
+    asked = recipe(tmp_path / "shards")
+    vocabulary = open_source(asked, ALONE).vocabulary
+    assert vocabulary.pad_id == len(entries) - 5
+    config = asked.model.resolve(len(vocabulary), vocabulary.pad_id)
+    words = NezhaForPreTraining(config.model_copy(update={"num_hidden_layers": 1})).encoder.embeddings.words.weight
+    assert [index for index, row in enumerate(words) if not row.any()] == [vocabulary.pad_id]
 
 
 # ------------------------------------------------------------------------------------------------ preparing on the way
