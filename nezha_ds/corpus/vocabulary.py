@@ -1,8 +1,8 @@
 """`nezha-ds vocab`: a vocabulary of the user's own text, read and cleaned as a preparation reads and cleans it.
 
 Workers count the words of one task each; the counts are added up in the order of the tasks, so any number of processes
-gives the same file. A worker and the sum keep at most a million words each, however much text there is. Then
-one of `text.train_vocab` makes the file, in seconds.
+gives the same file. A worker and the sum keep at most a million words each, however much text there is: under
+1 GB for 3 million different ones. Then one of `text.train_vocab` makes the file, in seconds.
 """
 
 import sys
