@@ -141,9 +141,9 @@ def survey(work: Work) -> NDArray[np.uint64]:
     return np.fromiter(keys, dtype=np.uint64)
 
 
-def texts(work: Work, tally: Tally) -> Iterator[str]:
+def texts(work: Work, faults: Faults) -> Iterator[str]:
     """The task's texts, normalised and cleaned, in order, for whoever wants them without shards."""
-    yield from _admitted(work, tally)
+    yield from _admitted(work, Tally(faults=faults))
 
 
 def encode(work: Work) -> Receipt:

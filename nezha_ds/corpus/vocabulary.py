@@ -7,16 +7,16 @@ gives the same file. A worker and the sum keep at most a million words each, how
 
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import Field, model_validator
 from rich.console import Console
 
-from nezha_ds.corpus.encode import Tally, Work, texts
+from nezha_ds.corpus.encode import Work, texts
 from nezha_ds.corpus.executor import Pool, bar
-from nezha_ds.corpus.faults import Fault, Faults, stop, tell
+from nezha_ds.corpus.faults import Faults, stop, tell
 from nezha_ds.corpus.prepare import Start, divide, with_workers
 from nezha_ds.corpus.settings import PrepareSettings
 from nezha_ds.errors import ConfigError, DataError
@@ -80,15 +80,15 @@ class Task:
         return self.work.size
 
 
-def count(task: Task) -> tuple[Counter[str], Tally]:
-    """How often each word occurs, and what was left out; DataError names file and line of what is wrong."""
-    job, tally = task.work.job, Tally()
+def count(task: Task) -> tuple[Counter[str], Faults]:
+    """How often each word occurs, and what could not be read; DataError names file and line of what is wrong."""
+    job, faults = task.work.job, Faults()
     counter = COUNTERS[task.kind](job.lowercase, job.segmenter, job.user_dictionary)
-    for text in texts(task.work, tally):
+    for text in texts(task.work, faults):
         counter.add(text)
     words = counter.words()
     prune(words, OF_TASK)
-    return words, tally
+    return words, faults
 
 
 def train_vocabulary(settings: VocabularySettings, progress: bool = True) -> Vocabulary:
@@ -110,8 +110,8 @@ def _train(settings: VocabularySettings, progress: bool, start: Start) -> Vocabu
     tasks = [Task(work, settings.kind) for work in works]
     make_folder(settings.out.parent)
     with start(len(tasks)) as pool, bar("count", sum(task.size for task in tasks), pool.gauge, shown=progress):
-        words, tallies = _add_up(pool, tasks)
-    _tell_faults(faults, tallies)
+        words, passed = _add_up(pool, tasks)
+    _tell_faults([faults, *passed])
     if not words:
         raise DataError(f"no document is left of {', '.join(settings.inputs)}; give more text")
     console = Console(stderr=True, soft_wrap=True, quiet=not progress)
@@ -126,30 +126,25 @@ def _train(settings: VocabularySettings, progress: bool, start: Start) -> Vocabu
     return vocabulary
 
 
-def _add_up(pool: Pool, tasks: Sequence[Task]) -> tuple[Counter[str], list[Tally]]:
-    """The words of all tasks, added in their order, and what each left out."""
+def _add_up(pool: Pool, tasks: Sequence[Task]) -> tuple[Counter[str], list[Faults]]:
+    """The words of all tasks, added in their order, and the faults that each passed over."""
     words: Counter[str] = Counter()
-    tallies: list[Tally] = []
+    passed: list[Faults] = []
     for first in range(0, len(tasks), AT_ONCE):
-        for counted, tally in pool.run(count, tasks[first : first + AT_ONCE]):
+        for counted, faults in pool.run(count, tasks[first : first + AT_ONCE]):
             words.update(counted)
             prune(words, KEPT)
-            tallies.append(tally)
-    return words, tallies
+            passed.append(faults)
+    return words, passed
 
 
-def _tell_faults(before: Faults, tallies: Sequence[Tally]) -> None:
-    counts = sum((tally.faults.counts for tally in tallies), before.counts)
+def _tell_faults(passed: Sequence[Faults]) -> None:
+    counts = sum((faults.counts for faults in passed), Counter[str]())
     if counts:
         kinds = ", ".join(f"{number:,} {kind}" for kind, number in sorted(counts.items()))
-        lines = [f"faults of the input passed over: {kinds}", *tell(list(_first_faults(before, tallies))[:5])]
+        first = [fault for faults in passed for fault in faults.first][:5]
+        lines = [f"faults of the input passed over: {kinds}", *tell(first)]
         print("\n".join(lines), file=sys.stderr)  # noqa: T201 - also without a progress bar
-
-
-def _first_faults(before: Faults, tallies: Sequence[Tally]) -> Iterator[Fault]:
-    yield from before.first
-    for tally in tallies:
-        yield from tally.faults.first
 
 
 def _summary(settings: VocabularySettings, vocabulary: Vocabulary, words: Counter[str]) -> str:
