@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from nezha_ds.corpus import executor
 from nezha_ds.corpus import prepare as module
 from nezha_ds.corpus.prepare import prepare
 from nezha_ds.corpus.settings import PrepareSettings
+from nezha_ds.corpus.vocabulary import VocabularySettings, train_vocabulary
 from nezha_ds.errors import LaunchError
 
 TASK_BYTES = 2000
@@ -39,14 +41,14 @@ except NezhaError as error:
 """
 
 
-def mpirun(folder: Path, *arguments: object) -> "subprocess.CompletedProcess[str]":
+def mpirun(folder: Path, *arguments: object, script: str = SCRIPT) -> "subprocess.CompletedProcess[str]":
     if shutil.which("mpirun") is None:
         if os.environ.get("CI"):
             pytest.fail("CI has no mpirun: install openmpi-bin")
         pytest.skip("no mpirun on this machine")
-    script = folder / "script.py"
-    script.write_text(SCRIPT)
-    launcher = ["mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "3", sys.executable, str(script)]
+    path = folder / "script.py"
+    path.write_text(script)
+    launcher = ["mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "3", sys.executable, str(path)]
     paths = {**os.environ, "PYTHONPATH": str(Path(module.__file__).parents[2])}
     return subprocess.run(
         [*launcher, *map(str, arguments)], env=paths, capture_output=True, text=True, timeout=120, check=False
@@ -109,3 +111,15 @@ def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mpi4py", None)
     with pytest.raises(LaunchError, match=r"executor 'mpi' needs MPI \(.*mpi4py.*\); install one \(Debian: openmpi"):
         executor.on_ranks(lambda _: None)
+
+
+def test_ranks_train_the_vocabulary_of_one_process(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("a.txt", "b.txt"):
+        write_text(tmp_path / "in" / name)
+    shared: dict[str, Any] = {"inputs": (str(tmp_path / "in"),), "separation": "line", "min_frequency": 1}
+    expected = train_vocabulary(VocabularySettings(out=tmp_path / "one", workers=1, **shared), progress=False)
+    arguments = ["vocab", tmp_path / "in", "--separation", "line", "--min-frequency", 1, "--executor", "mpi"]
+    done = mpirun(tmp_path, *arguments, "--out", tmp_path / "mpi", script="from nezha_ds import cli\ncli.main()")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "mpi").read_bytes() == (tmp_path / "one").read_bytes() == expected.data

@@ -20,11 +20,13 @@ from nezha_ds.text.byte_bpe import (
     ByteVocabulary,
     byte_tokenizer_files,
     load_byte_vocabulary,
+    parse_byte_vocabulary,
 )
 from nezha_ds.text.document import DocumentEncoder
 from nezha_ds.text.kinds import open_tokenizer
 from nezha_ds.text.normalize import normalize
-from nezha_ds.text.segment import Segmenter
+from nezha_ds.text.segment import Segmenter, make_segmenter
+from nezha_ds.text.train_vocab import train_byte_bpe
 from tests.text import bpe
 from tests.text.conftest import unicode_text
 
@@ -47,6 +49,11 @@ def roberta(vocabulary: ByteVocabulary, tmp_path_factory: pytest.TempPathFactory
 # --------------------------------------------------------------------------------------------------------------- parity
 
 
+def begin(text: str, start: int, end: int) -> int:
+    """Where a token's word begins: after the space that it has before it."""
+    return start + (text[start] == " " and end - start > 1 and text[start + 1] != " ")
+
+
 @settings(max_examples=500)
 @given(text=unicode_text)
 @example(text="")
@@ -54,7 +61,8 @@ def roberta(vocabulary: ByteVocabulary, tmp_path_factory: pytest.TempPathFactory
 def test_any_text(tokenizer: ByteTokenizer, roberta: ByteLevelBPETokenizer, text: str) -> None:
     encoding, wanted = tokenizer.encode(text), roberta.encode(text, add_special_tokens=False)
     assert encoding.ids.tolist() == wanted.ids
-    assert encoding.starts.tolist() == [start for start, _ in wanted.offsets]
+    assert encoding.starts.tolist() == [begin(text, *offsets) for offsets in wanted.offsets]
+    assert np.all(np.diff(encoding.starts) >= 0)
     assert tokenizer.decode(encoding.ids.tolist()) == text
     assert (encoding.ids.dtype, encoding.starts.dtype, encoding.continues.dtype) == (np.int32, np.int64, np.bool_)
 
@@ -75,8 +83,10 @@ def test_a_token_continues_where_it_begins_inside_a_character(tokenizer: ByteTok
     edges = {len(text[:place].encode()): place for place in range(len(text) + 1)}
     for index, start, continues in zip(encoding.ids.tolist(), encoding.starts, encoding.continues, strict=True):
         inside = next(place for edge, place in reversed(edges.items()) if edge <= at)
-        assert (start, continues) == (inside, at not in edges)
-        at += len(tokenizer.vocabulary.pieces[index])
+        piece = tokenizer.vocabulary.pieces[index]
+        spaced = piece.startswith(b" ") and len(piece.lstrip(b" ")) == len(piece) - 1 > 0
+        assert (start, continues) == (inside + spaced, at not in edges)
+        at += len(piece)
 
 
 @given(st.characters(categories=["Cs"]))
@@ -112,15 +122,29 @@ def test_words_are_the_segmenters(tokenizer: ByteTokenizer, rjieba: Segmenter) -
     assert len(encoder.encode(text).sentences) == 3
 
 
+@pytest.mark.parametrize(
+    ("segmenter", "expected"),
+    [
+        ("rjieba", ["we", " are", " playing", " football", "\n", "in", " 2021", " now"]),
+        ("pretokenized", ["we", " are", " playing", " football\n", "in", " 2021", " now"]),
+    ],
+)
+def test_a_word_has_the_space_before_it(segmenter: str, expected: list[str]) -> None:
+    pieces = ("we", "Ġare", "Ġplay", "ing", "Ġfoot", "ball", "in", "Ġ2021", "Ġnow")
+    data = train_byte_bpe(dict.fromkeys(pieces, 9), 300, 2, None, ())
+    encoder = DocumentEncoder(ByteTokenizer(parse_byte_vocabulary(data, "a test")), make_segmenter(segmenter))
+    text = "we are playing football\nin 2021 now"
+    assert words(encoder, text) == expected
+    assert len(encoder.encode(text).ids) == 10
+
+
 def hidden_words(vocabulary: ByteVocabulary, rjieba: Segmenter, documents: list[str]) -> float:
     """The share of words that begin inside a token."""
     tokenizer, hidden, total = ByteTokenizer(vocabulary), 0, 0
     for document in map(normalize, documents):
         encoding = tokenizer.encode(document)
         begins = encoding.starts[~encoding.continues]
-        # Where white space comes before a word, its token does too.
-        starts = [at for at in rjieba.word_starts(document) if not document[max(0, at - 1) : at + 1].isspace()]
-        starts = [at for at in starts if not document[at - 1 : at].isspace() and not document[at].isspace()]
+        starts = [at for at in rjieba.word_starts(document).tolist() if not document[at].isspace()]
         hidden, total = hidden + len({*starts} - {*begins.tolist()}), total + len(starts)
     return hidden / total
 
