@@ -75,7 +75,7 @@ def prepare(settings: PrepareSettings, progress: bool = True) -> Manifest:
     if settings.executor == "mpi":
         return on_ranks(lambda pool: _prepare(settings, progress, lambda _: nullcontext(pool)))
     workers = settings.workers or len(os.sched_getaffinity(0))
-    return _prepare(settings, progress, lambda tasks: processes(min(workers, tasks)))
+    return _prepare(settings, progress, lambda tasks: processes(min(workers, tasks), settings.out / RECEIPTS))
 
 
 def _prepare(settings: PrepareSettings, progress: bool, start: Start) -> Manifest:
