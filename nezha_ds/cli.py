@@ -54,8 +54,9 @@ def inspect(given: argparse.Namespace) -> int:
     from rich.console import Console
 
     from nezha_ds.config import build
-    from nezha_ds.corpus.inspect import as_json, folder_report, folder_vocabulary, statistics
+    from nezha_ds.corpus.inspect import as_json, folder_vocabulary, statistics
     from nezha_ds.corpus.page import page
+    from nezha_ds.corpus.report import folder_report, show_report
     from nezha_ds.corpus.terminal import show, table
     from nezha_ds.data.preview import preview
     from nezha_ds.data.settings import DataSettings, MaskingSettings
@@ -71,6 +72,8 @@ def inspect(given: argparse.Namespace) -> int:
     else:
         console = Console()
         console.print(table(found, masks))
+        if report:
+            show_report(report, console)
         show(masks.rows, vocabulary.tokens, console)
     if given.html:
         write_atomically(given.html, page(given.folder, found, masks, vocabulary, report))
@@ -186,7 +189,7 @@ def _add_prepare(commands: Any) -> None:
         "  nezha-ds prepare embedded --out build/shards         the shipped novel and statutes\n"
         "  nezha-ds prepare news/*.jsonl.gz --field body --out shards\n"
         "  nezha-ds prepare wiki/ --separation line --heldout 0.01 --out shards\n"
-        "  nezha-ds prepare crawl/ --on-error skip --clean min_chinese=0.5 --out shards\n"
+        "  nezha-ds prepare crawl/ --on-error skip --clean min_chinese=0.5 --near-duplicates 0.8 --out shards\n"
         "  mpirun -n 64 nezha-ds prepare news/ --executor mpi --out shards",
     )
     command.add_argument("inputs", nargs="+", metavar="INPUT", help='files, folders, or "embedded"')
@@ -198,7 +201,17 @@ def _add_prepare(commands: Any) -> None:
     command.add_argument("--separation", help="what ends a document of plain text: blank-line (default), line or file")
     command.add_argument("--field", help='field of JSON lines or column of a table (default: "text")')
     command.add_argument("--heldout", type=float, help="share of documents for evaluation (default: 0.02)")
+    command.add_argument("--simplify", action="store_true", help="turn traditional characters into simplified ones")
     command.add_argument("--deduplicate", action="store_true", help="keep the first of equal documents only")
+    command.add_argument(
+        "--near-duplicates",
+        type=float,
+        metavar="SHARE",
+        help="keep the first of documents that share so much of their passages (0.5 to 1; try 0.8)",
+    )
+    command.add_argument(
+        "--near-values", type=int, help="hash minima by which they are compared (default: 128; more is more exact)"
+    )
     command.add_argument("--clean", dest="cleaning", action="append", default=[], metavar="NAME=VALUE", help=_CLEANING)
     command.add_argument(
         "--on-error", choices=("stop", "skip"), help="broken input: stop (default), or count and go on"
@@ -213,7 +226,7 @@ def _add_inspect(commands: Any) -> None:
         commands,
         "inspect",
         inspect,
-        "Tell what a prepared folder holds, and show samples with words apart and masks on red.",
+        "Tell what a prepared folder holds and what was left out, and show samples with words apart and masks on red.",
         "  nezha-ds inspect build/shards\n"
         "  nezha-ds inspect build/shards --samples 10 --masking character\n"
         "  nezha-ds inspect build/shards --html page.html         the same with charts, for a browser\n"

@@ -139,6 +139,21 @@ def test_inspect_tells_what_was_prepared(inspected, embedded):
     assert manifest.fingerprint[:16] in text
 
 
+def test_both_commands_tell_what_cleaning_dropped(tmp_path, capsys):
+    article = "漢字簡化之後，頭髮與發展的發字不再區別，這是許多人都知道的事情。"
+    source, out = tmp_path / "a.txt", tmp_path / "out"
+    source.write_text("\n\n".join([article, article.replace("漢字", "汉字"), article + "完。", "别的文章。", "短"]))
+    options = ["--simplify", "--deduplicate", "--near-duplicates", "0.7", "--near-values", "64"]
+    options += ["--clean", "min_characters=2", "--workers", "1"]
+    assert cli.main(["prepare", str(source), "--out", str(out), *options]) == 0
+    assert cli.main(["inspect", str(out)]) == 0
+    for told in capsys.readouterr():
+        rows = {line.split("  ")[0].strip(): line for line in told.splitlines()}
+        assert " 40.0% " in rows["kept"]
+        assert all(" 20.0% " in rows[name] for name in ("copies", "near copies", "too short"))
+        assert "汉字简化之后" in rows["near copies"]
+
+
 def test_inspect_shows_the_masks_of_training(inspected, embedded):
     found = preview(DataSettings(shards=str(embedded)), MaskingSettings(), 1, load_vocabulary(), rows=3)
     shown = inspected("--samples", "3").strip().splitlines()

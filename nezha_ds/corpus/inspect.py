@@ -14,11 +14,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from nezha_ds.corpus.executor import Gauge, bar
 from nezha_ds.corpus.masks import OUTCOMES, Masks
-from nezha_ds.corpus.prepare import REPORT
 from nezha_ds.corpus.report import Report
 from nezha_ds.errors import DataError
 from nezha_ds.shards import MANIFEST, VOCABULARY, Columns, Ids, Manifest, open_shard, read_manifest
@@ -231,14 +229,6 @@ def folder_vocabulary(folder: Path, manifest: Manifest) -> Vocabulary:
             "two preparations mixed? Prepare again"
         )
     return vocabulary
-
-
-def folder_report(folder: Path) -> Report | None:
-    """What became of the input; None where the report is gone or of another version, as nothing depends on it."""
-    try:
-        return Report.model_validate_json((folder / REPORT).read_bytes())
-    except (OSError, ValidationError):
-        return None
 
 
 def spell(token: str, first: bool) -> str:

@@ -16,12 +16,12 @@ from nezha_ds.corpus.inspect import (
     by_length,
     edges,
     entropy,
-    folder_report,
     folder_vocabulary,
     statistics,
     word,
 )
 from nezha_ds.corpus.prepare import REPORT, prepare
+from nezha_ds.corpus.report import folder_report
 from nezha_ds.corpus.settings import PrepareSettings
 from nezha_ds.corpus.terminal import bars, render, show, table
 from nezha_ds.data.preview import Preview, Row, preview

@@ -10,9 +10,10 @@ import pytest
 
 from nezha_ds.corpus.charts import Axis, Series, bar_chart, log_axis, scale
 from nezha_ds.corpus.figures import quantile
-from nezha_ds.corpus.inspect import edges, folder_report, folder_vocabulary, statistics
+from nezha_ds.corpus.inspect import edges, folder_vocabulary, statistics
 from nezha_ds.corpus.page import SHOWN_SHARDS, page
 from nezha_ds.corpus.prepare import prepare
+from nezha_ds.corpus.report import folder_report
 from nezha_ds.corpus.settings import PrepareSettings
 from nezha_ds.data.preview import Preview, preview
 from nezha_ds.data.settings import DataSettings, MaskingSettings
