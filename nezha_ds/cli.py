@@ -5,6 +5,7 @@ line on stderr and its exit code, 2; anything else is a fault of ours and keeps 
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -49,22 +50,34 @@ def prepare(given: argparse.Namespace) -> int:
 
 
 def inspect(given: argparse.Namespace) -> int:
-    """Statistics of a prepared folder, and samples."""
+    """Statistics of a prepared folder, and samples: for the terminal, for a browser, for machines."""
     from rich.console import Console
 
-    from nezha_ds.corpus.inspect import show, statistics, table
-    from nezha_ds.data.preview import masked_positions
-    from nezha_ds.data.settings import MaskingSettings
+    from nezha_ds.config import build
+    from nezha_ds.corpus.inspect import as_json, folder_vocabulary, statistics
+    from nezha_ds.corpus.page import page
+    from nezha_ds.corpus.report import folder_report, show_report
+    from nezha_ds.corpus.terminal import show, table
+    from nezha_ds.data.preview import preview
+    from nezha_ds.data.settings import DataSettings, MaskingSettings
+    from nezha_ds.files import write_atomically
 
-    console = Console()
-    console.print(table(statistics(given.folder)))
-    masking = MaskingSettings(method=given.masking)
-    show(
-        given.folder,
-        given.samples,
-        lambda ids, starts, number: masked_positions(ids, starts, number, masking, given.seed),
-        console,
-    )
+    chosen = {"shards": str(given.folder), "length": given.length, "format": given.format}
+    settings = build(DataSettings, chosen, "the command line")
+    found, report = statistics(given.folder, progress=True), folder_report(given.folder)
+    vocabulary = folder_vocabulary(given.folder, found.manifest)
+    masks = preview(settings, MaskingSettings(method=given.masking), given.seed, vocabulary, given.samples)
+    if given.json:
+        print(json.dumps(as_json(found, masks, vocabulary.tokens, report), ensure_ascii=False, indent=1))  # noqa: T201
+    else:
+        console = Console()
+        console.print(table(found, masks))
+        if report:
+            show_report(report, console)
+        show(masks.rows, vocabulary.tokens, console)
+    if given.html:
+        write_atomically(given.html, page(given.folder, found, masks, vocabulary, report))
+        print(f"{given.html} holds the page", file=sys.stderr)  # noqa: T201 - stdout may be JSON
     return 0
 
 
@@ -89,6 +102,24 @@ def export(given: argparse.Namespace) -> int:
 
     checkpoint = export_run(given.run_folder, given.out)
     print(f"{given.out} holds the model of {checkpoint.name}")  # noqa: T201
+    return 0
+
+
+def convert(given: argparse.Namespace) -> int:
+    """Somebody else's model folder as ours, or ours as Huawei's."""
+    from nezha_ds.model.convert import convert as convert_folder
+
+    chosen = {"form": given.to, "vocabulary": given.vocabulary, "resize": given.resize, "activation": given.activation}
+    for line in convert_folder(given.source, given.out, **chosen):
+        print(line)  # noqa: T201
+    return 0
+
+
+def onnx(given: argparse.Namespace) -> int:
+    """A model folder as one ONNX file."""
+    from nezha_ds.model.onnx import export_onnx
+
+    export_onnx(given.folder, given.out, given.scores)
     return 0
 
 
@@ -117,7 +148,16 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="nezha-ds", description="Pretrain NEZHA on Chinese text.")
     parser.add_argument("--version", action="version", version=nezha_ds.__version__)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (_add_prepare, _add_inspect, _add_pretrain, _add_export, _add_fill_mask, _add_doctor):
+    for add in (
+        _add_prepare,
+        _add_inspect,
+        _add_pretrain,
+        _add_export,
+        _add_convert,
+        _add_onnx,
+        _add_fill_mask,
+        _add_doctor,
+    ):
         add(commands)
     return parser
 
@@ -149,7 +189,7 @@ def _add_prepare(commands: Any) -> None:
         "  nezha-ds prepare embedded --out build/shards         the shipped novel and statutes\n"
         "  nezha-ds prepare news/*.jsonl.gz --field body --out shards\n"
         "  nezha-ds prepare wiki/ --separation line --heldout 0.01 --out shards\n"
-        "  nezha-ds prepare crawl/ --on-error skip --clean min_chinese=0.5 --out shards\n"
+        "  nezha-ds prepare crawl/ --on-error skip --clean min_chinese=0.5 --near-duplicates 0.8 --out shards\n"
         "  mpirun -n 64 nezha-ds prepare news/ --executor mpi --out shards\n"
         "  srun -n 64 --mpi=pmix --kill-on-bad-exit=1 nezha-ds prepare news/ --executor mpi --out shards",
     )
@@ -162,7 +202,17 @@ def _add_prepare(commands: Any) -> None:
     command.add_argument("--separation", help="what ends a document of plain text: blank-line (default), line or file")
     command.add_argument("--field", help='field of JSON lines or column of a table (default: "text")')
     command.add_argument("--heldout", type=float, help="share of documents for evaluation (default: 0.02)")
+    command.add_argument("--simplify", action="store_true", help="turn traditional characters into simplified ones")
     command.add_argument("--deduplicate", action="store_true", help="keep the first of equal documents only")
+    command.add_argument(
+        "--near-duplicates",
+        type=float,
+        metavar="SHARE",
+        help="keep the first of documents that share so much of their passages (0.5 to 1; try 0.8)",
+    )
+    command.add_argument(
+        "--near-values", type=int, help="hash minima by which they are compared (default: 128; more is more exact)"
+    )
     command.add_argument("--clean", dest="cleaning", action="append", default=[], metavar="NAME=VALUE", help=_CLEANING)
     command.add_argument(
         "--on-error", choices=("stop", "skip"), help="broken input: stop (default), or count and go on"
@@ -179,13 +229,31 @@ def _add_inspect(commands: Any) -> None:
         commands,
         "inspect",
         inspect,
-        "Tell what a prepared folder holds, and show samples with words apart and masks on red.",
-        "  nezha-ds inspect build/shards\n  nezha-ds inspect build/shards --samples 10 --masking character",
+        "Tell what a prepared folder holds and what was left out, and show samples with words apart and masks on red.",
+        "  nezha-ds inspect build/shards\n"
+        "  nezha-ds inspect build/shards --samples 10 --masking character\n"
+        "  nezha-ds inspect build/shards --html page.html         the same with charts, for a browser\n"
+        "  nezha-ds inspect build/shards --samples 0 --json",
     )
     command.add_argument("folder", type=Path, metavar="DIR")
-    command.add_argument("--samples", type=int, default=3, help="documents to show (default: 3)")
+    command.add_argument("--samples", type=_count, default=4, help="samples to show (default: 4)")
     command.add_argument("--masking", default="whole-word", choices=("whole-word", "character", "n-gram", "span"))
+    command.add_argument("--length", type=int, default=128, help="places of a sample (default: 128)")
+    command.add_argument(
+        "--format",
+        default="full-sentences",
+        choices=("full-sentences", "doc-sentences", "segment-pair", "sentence-pair"),
+        help="what a sample is made of (default: full-sentences)",
+    )
     command.add_argument("--seed", type=int, default=1, help="another seed, other masks (default: 1)")
+    command.add_argument("--html", type=Path, metavar="FILE", help="also write a page: one file, no network")
+    command.add_argument("--json", action="store_true", help="print all statistics as one JSON object instead")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 on")
+    return int(text)
 
 
 def _add_pretrain(commands: Any) -> None:
@@ -218,6 +286,44 @@ def _add_export(commands: Any) -> None:
     )
     command.add_argument("run_folder", type=Path, metavar="RUN", help="the run's folder")
     command.add_argument("out", type=Path, metavar="OUT", help="a folder that is not there yet")
+
+
+def _add_convert(commands: Any) -> None:
+    command = _command(
+        commands,
+        "convert",
+        convert,
+        "Turn a folder of NEZHA or BERT weights into one that this project and Hugging Face open, or into Huawei's.",
+        "  nezha-ds convert NEZHA-Base-WWM/ nezha-base                  Huawei's PyTorch release\n"
+        "  nezha-ds convert bert-base-chinese/ start                    word embeddings and layers of a BERT\n"
+        "  nezha-ds convert nezha-base/ legal --vocabulary legal.txt --resize\n"
+        "  nezha-ds convert build/demo/model huawei --to huawei",
+    )
+    command.add_argument("source", type=Path, metavar="FOLDER", help="config, weights and vocab.txt")
+    command.add_argument("out", type=Path, metavar="OUT", help="a folder that is not there yet")
+    command.add_argument(
+        "--to", choices=("huggingface", "huawei"), default="huggingface", help="(default: %(default)s)"
+    )
+    command.add_argument("--vocabulary", type=Path, help="the vocab.txt of the weights, or with --resize another one")
+    command.add_argument("--resize", action="store_true", help="change the vocabulary: shared entries keep their rows")
+    command.add_argument(
+        "--activation",
+        choices=("gelu", "gelu_tanh"),
+        help="GELU by erf or by tanh (default: as the config says)",
+    )
+
+
+def _add_onnx(commands: Any) -> None:
+    command = _command(
+        commands,
+        "onnx",
+        onnx,
+        "Write a model folder as one ONNX file: any batch and length, for serving without PyTorch.",
+        "  nezha-ds onnx build/demo/model demo.onnx\n  nezha-ds onnx build/demo/model demo.onnx --scores",
+    )
+    command.add_argument("folder", type=Path, metavar="FOLDER", help="what export or convert wrote")
+    command.add_argument("out", type=Path, metavar="OUT", help="the file to write")
+    command.add_argument("--scores", action="store_true", help="the vocabulary's scores too, not the states alone")
 
 
 def _add_fill_mask(commands: Any) -> None:

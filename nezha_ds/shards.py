@@ -138,7 +138,7 @@ class Manifest(Settings):
     tokenizer: TokenizerEntry
     segmenter: SegmenterEntry
     normalisation: str
-    """Name and version of the normalisation, such as `plain/1`."""
+    """Name and version of the normalisation, such as `plain/1` or, simplified, `plain/1 opencc/1.4.2/t2s`."""
     heldout: float
     """The share of documents set apart for evaluation, chosen by a hash of each document's text."""
     sources: tuple[SourceEntry, ...]

@@ -1,5 +1,6 @@
 """The command line: help that helps, quick where it can be, one line for a fault, a traceback for ours."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -10,10 +11,11 @@ import pytest
 import nezha_ds
 import nezha_ds.train.export
 from nezha_ds import cli
-from nezha_ds.data.preview import masked_positions
-from nezha_ds.data.settings import MaskingSettings
+from nezha_ds.data.preview import preview
+from nezha_ds.data.settings import DataSettings, MaskingSettings
 from nezha_ds.errors import DataError
 from nezha_ds.shards import read_manifest
+from nezha_ds.text.vocab import load_vocabulary
 from tests.helpers import ranks
 
 COMMANDS = ("prepare", "inspect", "pretrain", "export", "fill-mask", "doctor")
@@ -137,17 +139,67 @@ def test_inspect_tells_what_was_prepared(inspected, embedded):
     assert manifest.fingerprint[:16] in text
 
 
-def test_inspect_shows_the_masks_of_training(inspected, embedded):
-    from nezha_ds.corpus.inspect import beginnings
+def test_both_commands_tell_what_cleaning_dropped(tmp_path, capsys):
+    article = "漢字簡化之後，頭髮與發展的發字不再區別，這是許多人都知道的事情。"
+    source, out = tmp_path / "a.txt", tmp_path / "out"
+    source.write_text("\n\n".join([article, article.replace("漢字", "汉字"), article + "完。", "别的文章。", "短"]))
+    options = ["--simplify", "--deduplicate", "--near-duplicates", "0.7", "--near-values", "64"]
+    options += ["--clean", "min_characters=2", "--workers", "1"]
+    assert cli.main(["prepare", str(source), "--out", str(out), *options]) == 0
+    assert cli.main(["inspect", str(out)]) == 0
+    for told in capsys.readouterr():
+        rows = {line.split("  ")[0].strip(): line for line in told.splitlines()}
+        assert " 40.0% " in rows["kept"]
+        assert all(" 20.0% " in rows[name] for name in ("copies", "near copies", "too short"))
+        assert "汉字简化之后" in rows["near copies"]
 
-    samples = [*beginnings(embedded, read_manifest(embedded), 3, "train")]
-    expected = [
-        len(masked_positions(ids, starts, number, MaskingSettings(), 1)) for number, (ids, starts) in enumerate(samples)
-    ]
+
+def test_inspect_shows_the_masks_of_training(inspected, embedded):
+    found = preview(DataSettings(shards=str(embedded)), MaskingSettings(), 1, load_vocabulary(), rows=3)
     shown = inspected("--samples", "3").strip().splitlines()
     # One colour a token, also inside a masked word.
-    assert [line.count(RED) for line in shown if RED in line] == expected
-    assert 0.12 < sum(expected) / sum(len(ids) for ids, _ in samples) < 0.18
+    assert [line.count(RED) for line in shown if RED in line] == [int(row.predicted.sum()) for row in found.rows]
+
+
+def test_inspect_on_a_pipe_has_no_colours_and_whole_lines(embedded):
+    command = [sys.executable, "-m", "nezha_ds.cli", "inspect", str(embedded), "--samples", "2"]
+    done = subprocess.run(command, env=ranks.environment(), capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    assert "\x1b" not in done.stdout
+    *_, first, blank, second, end = done.stdout.split("\n")[:-1]
+    assert (blank, end) == ("", "")
+    assert "[" in first
+    assert max(map(len, (first, second))) > 80
+
+
+def test_inspect_tells_machines(inspected, embedded):
+    tree = json.loads(inspected("--json", "--masking", "span", "--length", "64", "--format", "doc-sentences"))
+    assert tree["fingerprint"] == read_manifest(embedded).fingerprint
+    assert {name: tree["masking"][name] for name in ("method", "length", "format", "seed")} == {
+        "method": "span",
+        "length": 64,
+        "format": "doc-sentences",
+        "seed": 1,
+    }
+
+
+def test_inspect_writes_a_page(inspected, tmp_path):
+    assert "documents" in inspected("--samples", "0", "--html", str(tmp_path / "page.html"))
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "<h2>Lengths</h2>" in page
+    assert "<h2>Samples</h2>" not in page
+
+
+@pytest.mark.parametrize("options", [["--length", "7"], ["--html", "no/such/folder/page.html"]])
+def test_what_inspect_cannot_do_is_exit_code_2(embedded, options, capsys):
+    assert cli.main(["inspect", str(embedded), *options]) == 2
+    assert capsys.readouterr().err.startswith("nezha-ds: ")
+
+
+def test_inspect_shows_no_negative_number_of_samples(embedded, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["inspect", str(embedded), "--samples", "-1"])
+    assert "'-1' is not a number from 0 on" in capsys.readouterr().err
 
 
 def test_other_seeds_and_methods_show_other_masks(inspected):

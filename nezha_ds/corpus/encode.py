@@ -7,36 +7,30 @@ single line of 32 MB takes more, 1.4 GB.
 """
 
 import hashlib
-from collections import Counter
+from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from nezha_ds.config import Settings
-from nezha_ds.corpus.clean import (
-    CleanSettings,
-    boilerplate_pattern,
-    first_failed,
-    predicates,
-    raw_predicates,
-    without_boilerplate,
-)
-from nezha_ds.corpus.dedup import KEYS, document_key
+from nezha_ds.corpus.clean import Candidate, Cleaner, CleanSettings
+from nezha_ds.corpus.dedup import KEYS, VERDICTS, Survey, document_key
 from nezha_ds.corpus.executor import count_bytes
 from nezha_ds.corpus.faults import Fault, Faults, OnFault, stop
+from nezha_ds.corpus.near import sketches
+from nezha_ds.corpus.quality import Quality, Tally
 from nezha_ds.corpus.sources import Piece, Reading, Separation, read
 from nezha_ds.errors import DataError
 from nezha_ds.files import sha256_of, write_atomically
 from nezha_ds.shards import SHARD_BYTES, Columns, ShardEntry, Split, pack_words, write_shard
 from nezha_ds.text.document import DocumentEncoder, EncodedDocument
-from nezha_ds.text.normalize import normalize
 from nezha_ds.text.segment import make_segmenter
+from nezha_ds.text.simplify import make_simplifier
 from nezha_ds.text.tokenizer import Tokenizer
 from nezha_ds.text.vocab import Vocabulary, load_vocabulary
 
@@ -57,7 +51,12 @@ class Job:
     user_dictionary: Path | None
     separation: Separation
     field: str
+    simplify: bool
     clean: CleanSettings
+    sketch: int
+    """Values of a document's sketch, for near duplicates; 0 for none."""
+    measure_one_in: int
+    """Of how many documents one is measured for the report."""
     on_error: OnError
     identity: str
     """A hash of everything that the results depend on."""
@@ -65,7 +64,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Work:
-    """One task: number `number`, the documents of `pieces` but for the later copies."""
+    """One task: number `number`, the documents of `pieces` but for later copies, exact and near."""
 
     job: Job
     number: int
@@ -74,8 +73,8 @@ class Work:
     pieces: tuple[Piece, ...]
     heldout_below: int = 0
     """Documents with a key under this one are held out."""
-    copies: frozenset[int] = frozenset()
-    """Positions, among the documents that cleaning leaves, of those that stand elsewhere already."""
+    verdicts: bytes = b""
+    """For each document that cleaning leaves, its place in VERDICTS; empty when nobody looked for copies."""
 
     @property
     def size(self) -> int:
@@ -91,7 +90,7 @@ class Work:
     def digest(self) -> str:
         """What the receipt must carry to stand for this work."""
         places = [(str(piece.path), piece.start, piece.stop) for piece in self.pieces]
-        text = repr((self.job.identity, self.number, self.source, places, self.heldout_below, sorted(self.copies)))
+        text = repr((self.job.identity, self.number, self.source, places, self.heldout_below, self.verdicts))
         return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -100,8 +99,8 @@ class Receipt(Settings):
 
     digest: str
     shards: tuple[ShardEntry, ...]
-    dropped: dict[str, int]
-    """Documents left out, by reason."""
+    quality: Quality
+    """What became of the documents."""
     removed_lines: int
     """Lines removed as boilerplate from the documents that stayed."""
     faults: dict[str, int]
@@ -114,18 +113,6 @@ class Receipt(Settings):
     """The highest document key; -1 without documents."""
 
 
-@dataclass
-class Tally:
-    """What a task leaves out, counted while it reads."""
-
-    dropped: Counter[str] = field(default_factory=Counter[str])
-    """Documents, by reason."""
-    removed_lines: int = 0
-    """Lines of boilerplate, in documents that stay."""
-    faults: Faults = field(default_factory=Faults)
-    """What could not be read."""
-
-
 @lru_cache(maxsize=1)
 def _tools(job: Job) -> tuple[Vocabulary, DocumentEncoder]:
     """This process's vocabulary and encoder, made once."""
@@ -134,10 +121,18 @@ def _tools(job: Job) -> tuple[Vocabulary, DocumentEncoder]:
     return vocabulary, DocumentEncoder(Tokenizer(vocabulary, job.lowercase), segmenter)
 
 
-def survey(work: Work) -> NDArray[np.uint64]:
-    """The keys of the task's documents, in order: (D,)."""
-    keys = (document_key(text) for text in _admitted(work, Tally()))
-    return np.fromiter(keys, dtype=np.uint64)
+def survey(work: Work) -> Survey:
+    """Keys, and sketches if asked for, of the documents that cleaning leaves, in order."""
+    keys = array("Q")
+
+    def texts() -> Iterator[str]:
+        for candidate in _candidates(work, Faults()):
+            if candidate.failed is None:
+                keys.append(document_key(candidate.text))
+                yield candidate.text
+
+    found = sketches(texts(), work.job.sketch)
+    return Survey(np.frombuffer(keys, dtype=np.uint64), found)
 
 
 def encode(work: Work) -> Receipt:
@@ -168,53 +163,47 @@ def _verifies(folder: Path, shard: ShardEntry) -> bool:
 def _encode(work: Work) -> Receipt:
     vocabulary, encoder = _tools(work.job)
     writers = {split: _ShardWriter(work, split, vocabulary) for split in SPLITS}
-    tally, lowest, highest = Tally(), KEYS, -1
-    for position, text in enumerate(_admitted(work, tally)):
-        if position in work.copies:
-            tally.dropped["copies"] += 1
+    tally, faults = Tally(work.job.measure_one_in), Faults()
+    lowest, highest, removed_lines = KEYS, -1, 0
+    verdicts = iter(work.verdicts)
+    for candidate in _candidates(work, faults):
+        key = document_key(candidate.text)
+        if reason := candidate.failed or VERDICTS[next(verdicts, 0)]:
+            tally.drop(candidate, key, reason)
             continue
-        encoded = encoder.encode(text)
+        encoded = encoder.encode(candidate.text)
         if not len(encoded.ids):  # nothing but characters that BERT drops
-            tally.dropped["empty"] += 1
+            tally.drop(candidate, key, "empty")
             continue
-        key = document_key(text)
+        tally.keep(candidate, key)
+        removed_lines += candidate.removed_lines
         lowest, highest = min(lowest, key), max(highest, key)
         writers["heldout" if key < work.heldout_below else "train"].add(encoded)
-    shards = tuple(entry for writer in writers.values() for entry in writer.close())
     return Receipt(
         digest=work.digest,
-        shards=shards,
-        dropped=dict(tally.dropped),
-        removed_lines=tally.removed_lines,
-        faults=dict(tally.faults.counts),
-        first_faults=tuple(tally.faults.first),
+        shards=tuple(entry for writer in writers.values() for entry in writer.close()),
+        quality=tally.quality(),
+        removed_lines=removed_lines,
+        faults=dict(faults.counts),
+        first_faults=tuple(faults.first),
         lowest=lowest,
         highest=highest,
     )
 
 
-def _admitted(work: Work, tally: Tally) -> Iterator[str]:
-    """The normalised texts that cleaning leaves; the tally counts what it does not."""
-    clean = work.job.clean
-    on_raw, on_normal, boilerplate = raw_predicates(clean), predicates(clean), boilerplate_pattern(clean)
-    on_fault: OnFault = tally.faults if work.job.on_error == "skip" else stop
-    reading = Reading(work.job.separation, work.job.field, on_fault, count_bytes)
+def _candidates(work: Work, faults: Faults) -> Iterator[Candidate]:
+    """The task's documents, cleaned and judged; faults are noted where they do not stop."""
+    job = work.job
+    cleaner = Cleaner(job.clean, make_simplifier().convert if job.simplify else None)
+    on_fault: OnFault = faults if job.on_error == "skip" else stop
+    reading = Reading(job.separation, job.field, on_fault, count_bytes)
     for document in (document for piece in work.pieces for document in read(piece, reading)):
         try:
-            # Stripped, so that a copy at the end of a file or a piece, with its line end, is still a copy.
-            text = normalize(document.text).strip()
+            candidate = cleaner(document.text)
         except DataError as error:
             on_fault(document.not_unicode(str(error)))
-            continue
-        removed = 0
-        if boilerplate:
-            text, removed = without_boilerplate(text, boilerplate)
-            text = text.strip()
-        if reason := first_failed(document.text, on_raw) or first_failed(text, on_normal):
-            tally.dropped[reason] += 1
         else:
-            tally.removed_lines += removed
-            yield text
+            yield candidate
 
 
 # --------------------------------------------------------------------------------------------------------- the writing

@@ -12,6 +12,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from nezha_ds.config import Settings
+from nezha_ds.corpus import near
 from nezha_ds.corpus.clean import CleanSettings
 from nezha_ds.corpus.encode import RECEIPTS
 from nezha_ds.corpus.inputs import stamp
@@ -22,6 +23,7 @@ from nezha_ds.files import make_folder, write_atomically
 from nezha_ds.shards import FORMAT, MANIFEST, Manifest, SegmenterEntry, TokenizerEntry, check_sizes, read_manifest
 from nezha_ds.text.normalize import NORMALISATION
 from nezha_ds.text.segment import make_segmenter
+from nezha_ds.text.simplify import make_simplifier
 from nezha_ds.text.vocab import Vocabulary
 
 IDENTITY = "prepare.json"
@@ -42,6 +44,8 @@ class Identity(Settings):
     heldout: float
     clean: CleanSettings
     deduplicate: bool
+    near_duplicates: str
+    """The threshold and what sketches are made by and of; empty when none are."""
 
     @property
     def digest(self) -> str:
@@ -56,6 +60,7 @@ class Identity(Settings):
 def identify(settings: PrepareSettings, files: Sequence[Path], vocabulary: Vocabulary) -> Identity:
     """What the bytes of the folder will depend on."""
     segmenter = make_segmenter(settings.segmenter, settings.user_dictionary)
+    simplifier = make_simplifier() if settings.simplify else None
     return Identity(
         format=FORMAT,
         inputs=settings.inputs,
@@ -69,12 +74,13 @@ def identify(settings: PrepareSettings, files: Sequence[Path], vocabulary: Vocab
         segmenter=SegmenterEntry(
             name=segmenter.name, version=segmenter.version, dictionary_sha256=segmenter.dictionary_sha256
         ),
-        normalisation=NORMALISATION,
+        normalisation=f"{NORMALISATION} {simplifier.name}" if simplifier else NORMALISATION,
         separation=settings.separation,
         field=settings.field,
         heldout=settings.heldout,
         clean=settings.clean,
         deduplicate=settings.deduplicate,
+        near_duplicates=near.describe(settings.near_duplicates, settings.near_values),
     )
 
 

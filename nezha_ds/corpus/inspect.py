@@ -1,47 +1,43 @@
-"""What a prepared folder holds: counts, lengths, the honest baseline, and samples to look at.
+"""What a prepared folder holds: counts, lengths, the honest baseline, and what is most frequent.
 
 `Statistics.unigram_entropy` is the loss, in nats, of the best predictor that knows how often each token is used and
-nothing of its surroundings: what a language model must beat. Reads every shard once, at about 1 GB/s.
+nothing of its surroundings: what a language model must beat. Shards are read one at a time, in 4 s a GB of one core.
 
-Masks belong to another room. `show` takes a function that picks them, and draws what it picked:
-
-    show(folder, 3, mask=lambda ids, word_starts, number: positions)
+This file counts, and tells machines; `terminal.py` and `page.py` draw the same for people. Samples and masks are made
+in another room and come in as `Masks`.
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
+from nezha_ds.corpus.executor import Gauge
+from nezha_ds.corpus.masks import OUTCOMES, Masks
+from nezha_ds.corpus.progress import watched
+from nezha_ds.corpus.report import Report
 from nezha_ds.errors import DataError
-from nezha_ds.shards import (
-    MANIFEST,
-    VOCABULARY,
-    Columns,
-    Manifest,
-    ShardEntry,
-    Split,
-    open_shard,
-    read_manifest,
-    unpack_words,
-)
+from nezha_ds.shards import MANIFEST, VOCABULARY, Columns, Ids, Manifest, open_shard, read_manifest
 from nezha_ds.text.vocab import CONTINUATION, Vocabulary, load_vocabulary
 
 Counts = NDArray[np.int64]
-PickMask = Callable[[NDArray[np.int64], NDArray[np.bool_], int], Collection[int]]
-"""(L,) ids, (L,) word starts and the sample's number to the positions that are masked."""
 
-SAMPLE_TOKENS = 128
+FREQUENT = 40
+"""How many of the most frequent tokens and words are told."""
+_COUNTED_WORDS = 4_000_000
+"""Words that are compared to find the frequent ones: 32 MB, and the same number of them from each shard."""
+_BLOCK = 1 << 18
+"""Tokens whose words are counted at once: their arrays stay in the cache, which halves the time."""
+_QUICK = 300 << 20
+"""Bytes that are read before anybody would miss a progress bar."""
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Counts over both splits; token frequencies of the training split alone."""
+    """Counts over both splits; frequencies of the training split alone."""
 
     manifest: Manifest
     documents: int
@@ -52,11 +48,20 @@ class Statistics:
     token_counts: Counts
     """(V,): how often the training split uses each entry of the vocabulary."""
     sentence_lengths: Counts
-    """Entry i: sentences of 2^i up to 2^(i+1) - 1 tokens."""
+    """Sentences by tokens; entry i is of lengths from edges()[i] on."""
     document_lengths: Counts
-    """Entry i: documents of 2^i up to 2^(i+1) - 1 tokens."""
+    """Documents by tokens; entry i is of lengths from edges()[i] on."""
     word_lengths: Counts
     """Entry i: words of i tokens."""
+    frequent_words: tuple[tuple[tuple[int, ...], int], ...]
+    """Words of two tokens or more with how often they were met, the most frequent first."""
+    compared_words: int
+    """How many words were gone through for them: all, or the first of each shard."""
+
+    @property
+    def heldout_documents(self) -> int:
+        """Documents set apart for evaluation."""
+        return sum(entry.documents for entry in self.manifest.of("heldout"))
 
     @property
     def unknown_rate(self) -> float:
@@ -83,6 +88,12 @@ class Statistics:
         """Entropy, in nats, of the training split's token frequencies."""
         return entropy(self.token_counts)
 
+    @property
+    def frequent_tokens(self) -> list[tuple[int, int]]:
+        """(id, count) of the tokens most frequent in the training split, the most frequent first."""
+        top = np.argsort(-self.token_counts, kind="stable")[:FREQUENT].tolist()
+        return [(index, int(self.token_counts[index])) for index in top if self.token_counts[index]]
+
 
 def entropy(counts: Counts) -> float:
     """The entropy, in nats, of the distribution that the counts make."""
@@ -90,17 +101,29 @@ def entropy(counts: Counts) -> float:
     return float(-(share * np.log(share)).sum())
 
 
-def statistics(folder: Path) -> Statistics:
-    """Read a prepared folder through; DataError when it is not one, or damaged."""
-    manifest = read_manifest(folder)
-    size = manifest.tokenizer.vocabulary_size
+# --------------------------------------------------------------------------------------------------------- the counting
+
+
+def statistics(folder: Path, progress: bool = False) -> Statistics:
+    """Read a prepared folder through; DataError when it is not one, or damaged.
+
+    `progress` draws a bar on stderr if there is much to read.
+    """
+    manifest, gauge = read_manifest(folder), Gauge(shared=False)
+    size, bound = manifest.tokenizer.vocabulary_size, manifest.total("bytes")
+    share = _COUNTED_WORDS // max(1, len(manifest.of("train")))
     tokens, sentences, documents, words = (np.zeros(0, dtype=np.int64) for _ in range(4))
-    for entry, columns in _shards(folder, manifest):
-        if entry.split == "train":
-            tokens = _add(tokens, np.bincount(columns.tokens, minlength=size))
-        sentences = _add(sentences, _by_power(np.diff(columns.sentences, append=len(columns.tokens))))
-        documents = _add(documents, _by_power(np.diff(columns.documents)))
-        words = _add(words, np.bincount(np.diff(np.flatnonzero(unpack_words(columns)), append=len(columns.tokens))))
+    packed: list[NDArray[np.uint64]] = []
+    with watched("inspect", bound, gauge.read, shown=progress and bound > _QUICK):
+        for entry in manifest.shards:
+            columns = open_shard(folder, entry, size)
+            sentences = _add(sentences, by_length(np.diff(columns.sentences, append=len(columns.tokens))))
+            documents = _add(documents, by_length(np.diff(columns.documents)))
+            words = _add(words, _word_lengths(columns))
+            if entry.split == "train":
+                tokens = _add(tokens, _frequencies(columns, size))
+                packed.append(_pack(columns, share, _bits(size)))
+            gauge.add(entry.bytes)
     return Statistics(
         manifest=manifest,
         documents=manifest.total("documents"),
@@ -112,23 +135,90 @@ def statistics(folder: Path) -> Statistics:
         sentence_lengths=sentences,
         document_lengths=documents,
         word_lengths=words,
+        frequent_words=tuple(_most_frequent(packed, _bits(size))),
+        compared_words=sum(min(share, entry.words) for entry in manifest.of("train")),
     )
 
 
-def _shards(folder: Path, manifest: Manifest) -> Iterator[tuple[ShardEntry, Columns]]:
-    for entry in manifest.shards:
-        yield entry, open_shard(folder, entry, manifest.tokenizer.vocabulary_size)
+def _frequencies(columns: Columns, vocabulary_size: int) -> Counts:
+    """(V,): how often a shard uses each token."""
+    counts = np.zeros(vocabulary_size, np.int64)
+    for first in range(0, len(columns.tokens), _BLOCK):
+        counts += np.bincount(columns.tokens[first : first + _BLOCK], minlength=vocabulary_size)
+    return counts
 
 
-def _by_power(lengths: Counts) -> Counts:
-    """Histogram over [1, 2), [2, 4), [4, 8) … of lengths from 1 on."""
-    return np.bincount(np.frexp(lengths)[1] - 1)
+def _word_lengths(columns: Columns) -> Counts:
+    """Entry i: a shard's words of i tokens."""
+    lengths = np.zeros(0, np.int64)
+    for _, sizes in _words(columns):
+        lengths = _add(lengths, np.bincount(sizes))
+    return lengths
+
+
+def _words(columns: Columns) -> Iterator[tuple[Counts, Counts]]:
+    """Where the words of a shard begin, and their sizes, block by block."""
+    for first in range(0, len(columns.tokens), _BLOCK):
+        end = min(first + _BLOCK, len(columns.tokens))
+        bits = np.unpackbits(columns.word_bits[first >> 3 : (end + 7) >> 3], count=end - first, bitorder="little")
+        starts = np.flatnonzero(bits.view(np.bool_)) + first
+        while end < len(columns.tokens) and not columns.word_starts(np.array(end)):
+            end += 1  # the block's last word goes on in the next
+        yield starts, np.diff(starts, append=end)
+
+
+def by_length(lengths: Counts) -> Counts:
+    """Histogram of lengths from 1 on, four bins to each doubling: 1, 2, 3, 4, 5, 6, 7, 8-9, 10-11, 12-13, … tokens."""
+    mantissa, exponent = np.frexp(lengths)
+    return np.bincount(np.where(lengths < 4, lengths - 1, 4 * exponent - 13 + (mantissa * 8).astype(np.int64)))
+
+
+def edges(bins: int) -> list[int]:
+    """(bins + 1,): the length at which each bin of `by_length` begins, and where the last one ends."""
+    return [index + 1 if index < 3 else (4 + (index - 3) % 4) << ((index - 3) // 4) for index in range(bins + 1)]
 
 
 def _add(left: Counts, right: Counts) -> Counts:
     """The sum of two histograms, the shorter filled up with zeros."""
     size = max(len(left), len(right))
     return np.pad(left, (0, size - len(left))) + np.pad(right, (0, size - len(right)))
+
+
+def _bits(vocabulary_size: int) -> int:
+    """Bits that an id takes in a packed word: 16 for four tokens in a word of 64, up to 65,535 entries."""
+    return max(16, vocabulary_size.bit_length())
+
+
+def _pack(columns: Columns, most: int, bits: int) -> NDArray[np.uint64]:
+    """The first `most` words of a shard that have two tokens or more, as many as fit 64 bits: ids plus one, the first
+    lowest.
+    """
+    parts: list[NDArray[np.uint64]] = []
+    for starts, sizes in _words(columns):
+        fitting = (sizes[:most] > 1) & (sizes[:most] <= 64 // bits)
+        parts.append(_pack_block(columns.tokens, starts[:most][fitting], sizes[:most][fitting], bits))
+        most -= len(starts)
+        if most <= 0:
+            break
+    return np.concatenate([np.zeros(0, np.uint64), *parts])
+
+
+def _pack_block(tokens: Ids, starts: Counts, sizes: Counts, bits: int) -> NDArray[np.uint64]:
+    packed = np.zeros(len(starts), np.uint64)
+    for place in range(64 // bits):
+        longer = np.flatnonzero(sizes > place)
+        ids = tokens[starts[longer] + place].astype(np.uint64) + np.uint64(1)
+        packed[longer] |= ids << np.uint64(bits * place)
+    return packed
+
+
+def _most_frequent(parts: Sequence[NDArray[np.uint64]], bits: int) -> Iterator[tuple[tuple[int, ...], int]]:
+    """The most frequent of the packed words as ids, with their counts; equal counts in the order of the ids."""
+    words, counts = np.unique(np.concatenate([np.zeros(0, np.uint64), *parts]), return_counts=True)
+    for place in np.argsort(-counts, kind="stable")[:FREQUENT].tolist():
+        word = int(words[place])
+        ids = [word >> shift & (1 << bits) - 1 for shift in range(0, 64 // bits * bits, bits)]
+        yield tuple(index - 1 for index in ids if index), int(counts[place])
 
 
 def folder_vocabulary(folder: Path, manifest: Manifest) -> Vocabulary:
@@ -142,83 +232,59 @@ def folder_vocabulary(folder: Path, manifest: Manifest) -> Vocabulary:
     return vocabulary
 
 
-# ---------------------------------------------------------------------------------------------------------- the showing
+def spell(token: str, first: bool) -> str:
+    """A token as it stands in the text: a continuation without its `##`, but where a cut left its beginning away."""
+    return token if first else token.removeprefix(CONTINUATION)
 
 
-def table(found: Statistics) -> Table:
-    """The statistics to be printed."""
-    rows = {
-        "documents": f"{found.documents:,}",
-        "sentences": f"{found.sentences:,}",
-        "words": f"{found.words:,}",
-        "tokens": f"{found.tokens:,}",
-        "held-out documents": f"{sum(entry.documents for entry in found.manifest.of('heldout')):,}",
-        "unknown tokens": f"{found.unknown_rate:.3%}",
-        "words a sentence": f"{found.words_per_sentence:.1f}",
-        "tokens a sentence": f"{found.tokens_per_sentence:.1f}",
-        "tokens a word": f"{found.tokens_per_word:.2f}",
-        "entropy of single tokens": f"{found.unigram_entropy:.3f} nats",
-        "segmenter": f"{found.manifest.segmenter.name} {found.manifest.segmenter.version}",
-        "shards": f"{len(found.manifest.shards):,} ({found.manifest.total('bytes') / 1e6:,.1f} MB)",
-        "fingerprint": found.manifest.fingerprint[:16],
-        "sentence lengths": bars(found.sentence_lengths),
-        "document lengths": bars(found.document_lengths),
+def word(ids: Sequence[int], tokens: Sequence[str]) -> str:
+    """A word as it stands in the text."""
+    return "".join(spell(tokens[index], first=not place) for place, index in enumerate(ids))
+
+
+# --------------------------------------------------------------------------------------------------------- the machines
+
+
+def as_json(found: Statistics, masks: Masks, tokens: Sequence[str], report: Report | None) -> dict[str, Any]:
+    """All statistics as a plain tree; lengths as [from, to, count]."""
+    manifest = found.manifest
+    return {
+        "fingerprint": manifest.fingerprint,
+        "documents": found.documents,
+        "heldout_documents": found.heldout_documents,
+        "sentences": found.sentences,
+        "words": found.words,
+        "tokens": found.tokens,
+        "unknowns": found.unknowns,
+        "unigram_entropy_nats": found.unigram_entropy,
+        "sentence_lengths": _ranges(found.sentence_lengths),
+        "document_lengths": _ranges(found.document_lengths),
+        "word_lengths": [[size, size, count] for size, count in enumerate(found.word_lengths.tolist()) if count],
+        "frequent_tokens": [[tokens[index], count] for index, count in found.frequent_tokens],
+        "frequent_words": [[word(ids, tokens), count] for ids, count in found.frequent_words],
+        "compared_words": found.compared_words,
+        "tokenizer": manifest.tokenizer.model_dump(mode="json"),
+        "segmenter": manifest.segmenter.model_dump(mode="json"),
+        "normalisation": manifest.normalisation,
+        "sources": [source.model_dump(mode="json") for source in manifest.sources],
+        "shards": len(manifest.shards),
+        "bytes": manifest.total("bytes"),
+        "masking": {
+            "method": masks.method,
+            "format": masks.format,
+            "length": masks.length,
+            "seed": masks.seed,
+            "samples": masks.samples,
+            "asked_rate": masks.asked_rate,
+            "achieved_rate": masks.achieved_rate,
+            "outcomes": dict(zip(OUTCOMES, masks.outcomes, strict=True)),
+            "word_lengths": masks.word_lengths,
+            "fill": masks.mean_fill,
+        },
+        "report": None if report is None else report.model_dump(mode="json"),
     }
-    grid = Table(show_header=False, box=None)
-    for name, value in rows.items():
-        grid.add_row(name, value)
-    return grid
 
 
-def bars(counts: Counts) -> str:
-    """A histogram by powers of two as one line of blocks, from the first length that occurs on."""
-    first = int(np.flatnonzero(counts)[0])
-    heights = np.ceil(counts[first:] * 8 / counts.max()).astype(int)
-    blocks = "".join(" ▁▂▃▄▅▆▇█"[height] for height in heights)
-    return f"{1 << first} {blocks} {1 << len(counts)} tokens"
-
-
-def show(
-    folder: Path, samples: int, mask: PickMask | None = None, console: Console | None = None, split: Split = "train"
-) -> None:
-    """Print the beginnings of documents, spread evenly over a split, with words apart and masks in colour."""
-    manifest = read_manifest(folder)
-    tokens = folder_vocabulary(folder, manifest).tokens
-    console = console or Console()
-    for number, (ids, word_starts) in enumerate(beginnings(folder, manifest, samples, split)):
-        masked = frozenset[int]() if mask is None else frozenset(mask(ids, word_starts, number))
-        pieces = [tokens[int(index)] for index in ids]
-        console.print(render(pieces, word_starts.tolist(), masked))
-        console.print()
-
-
-def beginnings(
-    folder: Path, manifest: Manifest, samples: int, split: Split
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.bool_]]]:
-    """(ids, word starts) of the first SAMPLE_TOKENS tokens of up to `samples` documents, spread evenly over a split."""
-    entries = manifest.of(split)
-    bounds = np.cumsum([0, *(entry.documents for entry in entries)], dtype=np.int64)
-    total = int(bounds[-1])
-    for place in range(0, total, max(1, total // max(1, samples)))[:samples]:
-        shard = int(np.searchsorted(bounds, place, side="right")) - 1
-        columns = open_shard(folder, entries[shard], manifest.tokenizer.vocabulary_size)
-        document = place - int(bounds[shard])
-        start, stop = int(columns.documents[document]), int(columns.documents[document + 1])
-        index = np.arange(start, min(stop, start + SAMPLE_TOKENS), dtype=np.int64)
-        yield columns.tokens[index].astype(np.int64), columns.word_starts(index)
-
-
-_WORD_STYLES = ("", "cyan")
-_MASK_STYLE = "bold white on red"
-
-
-def render(tokens: Sequence[str], word_starts: Sequence[bool], masked: Collection[int] = frozenset()) -> Text:
-    """Tokens as text: words apart and in two colours by turns, masked tokens on red, `##` left out."""
-    text, words = Text(), 0
-    for position, (token, begins) in enumerate(zip(tokens, word_starts, strict=True)):
-        if begins and position:
-            text.append(" ")
-        words += begins
-        style = _MASK_STYLE if position in masked else _WORD_STYLES[words % len(_WORD_STYLES)]
-        text.append(token.removeprefix(CONTINUATION) if position else token, style)
-    return text
+def _ranges(counts: Counts) -> list[list[int]]:
+    bounds = edges(len(counts))
+    return [[bounds[index], bounds[index + 1] - 1, count] for index, count in enumerate(counts.tolist()) if count]

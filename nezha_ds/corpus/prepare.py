@@ -1,7 +1,8 @@
 """Text in, a folder of shards out: the same bytes from one process or many, in one go or after any number of crashes.
 
 1. The input is divided into tasks of 4 to 80 MB of text, by the files alone (`sources.cut`).
-2. With `deduplicate`, a survey reads every task's document keys and names the later copies.
+2. With `deduplicate` or `near_duplicates`, a survey reads every task's document keys and sketches and names the later
+   copies. A restart surveys again: reading, cleaning and sketching, a fifth of the time.
 3. Each task writes its shards and then its receipt. A restart finds finished tasks by their receipts.
 4. A document is held out when its key, a hash of its text, is under a bound, so copies share a side. When that leaves
    a side without any document, which happens to a small corpus, the bound moves just far enough and step 3 runs again:
@@ -26,7 +27,7 @@ from typing import TypeVar
 
 from rich.console import Console
 
-from nezha_ds.corpus.dedup import KEYS, later_copies
+from nezha_ds.corpus.dedup import KEYS, verdicts
 from nezha_ds.corpus.encode import RECEIPTS, Job, Receipt, Work, encode, survey
 from nezha_ds.corpus.executor import Pool, on_ranks, processes
 from nezha_ds.corpus.faults import Faults, OnFault, stop
@@ -34,7 +35,8 @@ from nezha_ds.corpus.folder import Identity, claim, complete, identify, is_compl
 from nezha_ds.corpus.inputs import cut, find_files, text_size
 from nezha_ds.corpus.lock import alone_in
 from nezha_ds.corpus.progress import watched
-from nezha_ds.corpus.report import make_report, summary
+from nezha_ds.corpus.quality import one_in
+from nezha_ds.corpus.report import REPORT, folder_report, make_report, show_report, summary
 from nezha_ds.corpus.settings import SOURCE, PrepareSettings
 from nezha_ds.corpus.sources import Piece
 from nezha_ds.errors import DataError, LaunchError
@@ -50,8 +52,6 @@ from nezha_ds.shards import (
 from nezha_ds.text.vocab import Vocabulary, load_vocabulary
 
 T = TypeVar("T")
-
-REPORT = "report.json"
 
 _SMALLEST_TASK = 4 << 20
 _LARGEST_TASK = SHARD_BYTES * 5 // 4
@@ -100,7 +100,10 @@ def _prepare(settings: PrepareSettings, progress: bool, start: Start) -> Manifes
             manifest, state = _finish(settings, identity, vocabulary, receipts, faults), "is complete"
     if progress:
         documents, tokens = manifest.total("documents"), manifest.total("tokens")
-        Console(stderr=True, soft_wrap=True).print(f"{folder} {state}: {documents:,} documents, {tokens:,} tokens")
+        console = Console(stderr=True, soft_wrap=True)
+        if report := folder_report(folder):
+            show_report(report, console)
+        console.print(f"{folder} {state}: {documents:,} documents, {tokens:,} tokens")
     return manifest
 
 
@@ -117,11 +120,14 @@ def _divide(settings: PrepareSettings, files: Sequence[Path], identity: Identity
         user_dictionary=settings.user_dictionary,
         separation=settings.separation,
         field=settings.field,
+        simplify=settings.simplify,
         clean=settings.clean,
+        sketch=settings.near_values if settings.near_duplicates else 0,
+        measure_one_in=one_in(total := sum(map(text_size, files))),
         on_error=settings.on_error,
         identity=identity.digest,
     )
-    size = min(max(sum(map(text_size, files)) // _TASKS, _SMALLEST_TASK), _LARGEST_TASK)
+    size = min(max(total // _TASKS, _SMALLEST_TASK), _LARGEST_TASK)
     pieces = chain.from_iterable(cut(path, size, settings.separation, on_fault) for path in files)
     return [Work(job, number, SOURCE, group) for number, group in enumerate(_group(pieces, size))]
 
@@ -158,9 +164,9 @@ def _run(settings: PrepareSettings, works: Sequence[Work], pool: Pool, progress:
         with watched(label, sum(work.size for work in works), pool.gauge.read, progress):
             return pool.run(function, works)
 
-    if settings.deduplicate:
-        copies = later_copies(run("survey", survey, works))
-        works = [replace(work, copies=frozenset(part.tolist())) for work, part in zip(works, copies, strict=True)]
+    if settings.deduplicate or settings.near_duplicates:
+        found = verdicts(run("survey", survey, works), settings.deduplicate, settings.near_duplicates)
+        works = [replace(work, verdicts=part) for work, part in zip(works, found, strict=True)]
     bound = int(settings.heldout * KEYS)
     receipts = run("prepare", encode, [replace(work, heldout_below=bound) for work in works])
     settled = settle(

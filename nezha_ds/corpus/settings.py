@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from nezha_ds.config import Settings
 from nezha_ds.corpus.clean import CleanSettings
@@ -37,10 +37,17 @@ class PrepareSettings(Settings):
     """The field of JSON lines, or the column of a table, that holds the text."""
     heldout: float = Field(default=0.02, ge=0.0, lt=1.0)
     """The share of documents set apart for evaluation."""
+    simplify: bool = False
+    """Turn traditional characters into simplified ones, before anything looks at them."""
     clean: CleanSettings = CleanSettings()
     """Which documents to leave out."""
     deduplicate: bool = False
     """Keep only the first of documents whose normalised text is the same."""
+    near_duplicates: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Keep only the first of documents that share this much of their passages of 5 characters (Jaccard similarity, from
+    0.5 on); 0 looks for none."""
+    near_values: int = Field(default=128, ge=64, le=1024)
+    """Hash minima, and bytes, by which similarity is estimated: its error falls with their square root, 3.5% at 128."""
     on_error: OnError = "stop"
     """Broken input: `stop` at the first, or `skip` it and count it in the report."""
     executor: ExecutorName = "processes"
@@ -49,3 +56,10 @@ class PrepareSettings(Settings):
     """Processes; unset is one per core. The result is the same. How many ranks there are `mpirun` says."""
     overwrite: bool = False
     """Replace what the folder holds if that was prepared in another way."""
+
+    @field_validator("near_duplicates")
+    @classmethod
+    def _is_near(cls, threshold: float) -> float:
+        if 0 < threshold < 0.5:
+            raise ValueError(f"{threshold} finds texts that only resemble each other; take 0.5 to 1, or 0 for none")
+        return threshold

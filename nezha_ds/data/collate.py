@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from nezha_ds.data.dataset import Seconds, Slices
 from nezha_ds.shards import Columns
+from nezha_ds.text.vocab import Vocabulary
 
 Flags = NDArray[np.bool_]
 
@@ -25,6 +26,23 @@ class SpecialIds:
     cls: int
     sep: int
     mask: int
+
+
+def special_ids(vocabulary: Vocabulary) -> SpecialIds:
+    """The vocabulary's own."""
+    return SpecialIds(
+        pad=vocabulary.pad_id,
+        unk=vocabulary.unk_id,
+        cls=vocabulary.cls_id,
+        sep=vocabulary.sep_id,
+        mask=vocabulary.mask_id,
+    )
+
+
+def replacement_ids(vocabulary: Vocabulary) -> NDArray[np.int64]:
+    """The entries that may stand for a masked token at random: all but [PAD], [MASK], [unused1] and their like."""
+    is_text = [not (token.startswith("[") and token.endswith("]") and len(token) > 2) for token in vocabulary.tokens]
+    return np.flatnonzero(is_text)
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ class ModelSettings(Settings):
     """Added to the variance in every LayerNorm."""
     pad_token_id: int = Field(default=0, ge=0)
     """Id of [PAD]; its embedding starts at zero and gets no gradient from the input side."""
-    attention: Literal["auto", "table", "reference"] = "auto"
+    attention: Literal["auto", "banded", "table", "reference"] = "auto"
     """Which body computes the attention; `auto` takes the fastest one for the device. They differ in speed only."""
 
     @model_validator(mode="before")

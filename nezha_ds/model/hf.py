@@ -1,6 +1,6 @@
 """NEZHA in Hugging Face's form: the names of its weights, its config.json, and folders that transformers 4.x opens.
 
-The only door to safetensors besides checkpoints. Tied weights are written once, as transformers writes them: the
+A door to safetensors, with weights.py and checkpoints. Tied weights are written once, as transformers writes them: the
 decoder's matrix is the word embeddings and its bias `cls.predictions.bias`. Reading is strict: a key too many, too few
 or of another shape is an error, since a model that silently keeps random weights costs a week.
 
@@ -26,6 +26,7 @@ from nezha_ds.model.heads import NezhaForPreTraining
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
+WORDS = "nezha.embeddings.word_embeddings.weight"
 
 # Ours to theirs; {} is the number of the block, and .weight or .bias follows.
 NAMES: dict[str, str] = {
@@ -58,7 +59,7 @@ LEGACY: dict[str, str | None] = {
 
 # Second names of tied tensors: dropped after a look that they are tied.
 TIED: dict[str, str] = {
-    "cls.predictions.decoder.weight": "nezha.embeddings.word_embeddings.weight",
+    "cls.predictions.decoder.weight": WORDS,
     "cls.predictions.decoder.bias": "cls.predictions.bias",
 }
 
@@ -85,7 +86,7 @@ def load_hf_state(model: NezhaForPreTraining, tensors: Mapping[str, Tensor]) -> 
 
     CheckpointError names the keys that are missing, unexpected, of another shape, or untied.
     """
-    theirs = _current_names(tensors)
+    theirs = current_names(tensors)
     ours = {hf_name(name): parameter for name, parameter in model.named_parameters()}
     problems = {
         "missing": sorted(ours.keys() - theirs.keys()),
@@ -163,8 +164,11 @@ def config_from_hf(values: Mapping[str, Any], origin: str) -> NezhaConfig:
     return build(NezhaConfig, known | {"hidden_act": _ACTIVATIONS_READ[act]}, origin)
 
 
-def _current_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors under today's names, without what is dropped on purpose and without second names."""
+def current_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors under today's names, without what is dropped on purpose and without second names.
+
+    CheckpointError when a second name holds something else than the first.
+    """
     renamed = {new: tensor for name, tensor in tensors.items() if (new := _current_name(name)) is not None}
     for second, first in TIED.items():
         if second in renamed and first in renamed and not torch.equal(renamed[second], renamed[first]):

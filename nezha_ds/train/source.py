@@ -5,13 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from nezha_ds.corpus.inspect import folder_vocabulary
 from nezha_ds.corpus.prepare import prepare
 from nezha_ds.corpus.settings import PrepareSettings
-from nezha_ds.data.collate import SpecialIds
+from nezha_ds.data.collate import replacement_ids, special_ids
 from nezha_ds.data.loader import Loader, build_evaluation, build_loader
 from nezha_ds.data.plan import load_plan
 from nezha_ds.shards import MANIFEST, Manifest, Split, check_sizes, read_manifest
@@ -58,21 +55,14 @@ class Source:
         return tokenizer_files(self.vocabulary, self.manifest.tokenizer.lowercase, max_length)
 
     def _common(self, engine: Engine) -> dict[str, Any]:
-        v = self.vocabulary
         return {
             "seed": self.recipe.train.seed,
             "micro_batch": engine.config.batch.micro_batch,
             "world": engine.world,
-            "special": SpecialIds(pad=v.pad_id, unk=v.unk_id, cls=v.cls_id, sep=v.sep_id, mask=v.mask_id),
-            "random_ids": replacement_ids(v),
+            "special": special_ids(self.vocabulary),
+            "random_ids": replacement_ids(self.vocabulary),
             "pin": engine.device.type == "cuda",
         }
-
-
-def replacement_ids(vocabulary: Vocabulary) -> NDArray[np.int64]:
-    """The entries that may stand for a masked token at random: all but [PAD], [MASK], [unused1] and their like."""
-    is_text = [not (token.startswith("[") and token.endswith("]") and len(token) > 2) for token in vocabulary.tokens]
-    return np.flatnonzero(is_text)
 
 
 def check_source(recipe: Recipe) -> Source:

@@ -26,7 +26,8 @@ from nezha_ds.errors import NezhaError
 module._SMALLEST_TASK = {TASK_BYTES}
 *inputs, out, on_error = sys.argv[1:]
 settings = PrepareSettings(
-    inputs=tuple(inputs), out=Path(out), executor="mpi", deduplicate=True, on_error=on_error
+    inputs=tuple(inputs), out=Path(out), executor="mpi", deduplicate=True, near_duplicates=0.9,
+    on_error=on_error
 )
 try:
     manifest = module.prepare(settings, progress=False)
@@ -69,7 +70,12 @@ def test_ranks_write_the_bytes_of_one_process(tmp_path: Path, monkeypatch: pytes
     inputs = (str(source), str(bad))
     for workers in (1, 2):
         settings = PrepareSettings(
-            inputs=inputs, out=tmp_path / str(workers), workers=workers, deduplicate=True, on_error="skip"
+            inputs=inputs,
+            out=tmp_path / str(workers),
+            workers=workers,
+            deduplicate=True,
+            near_duplicates=0.9,
+            on_error="skip",
         )
         manifest = prepare(settings, progress=False)
     told = tmp_path / "mpi-told"

@@ -267,7 +267,7 @@ def test_deduplication_keeps_the_first_whoever_reads(tmp_path: Path, monkeypatch
     expected = [tuple(encoder.encode(f"第{number}篇 文字。").ids.tolist()) for number in dict.fromkeys(numbers)]
     assert tokens_of(tmp_path / "one", "train") == expected
     report = json.loads((tmp_path / "one" / "report.json").read_bytes())
-    assert report == {"kept": 90, "dropped": {"copies": 210}, "removed_lines": 0, "faults": {}, "first_faults": []}
+    assert (report["kept"], report["dropped"], report["faults"]) == (90, {"copies": 210}, {})
 
 
 @pytest.mark.parametrize("heldout", [0.0001, 0.02, 0.9999])

@@ -1,63 +1,88 @@
-"""The masks that `inspect` shows are the masks that training uses."""
+"""What `inspect` shows of samples and masks is what training makes of the same folder."""
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from nezha_ds.batch import IGNORE
+from nezha_ds.data import preview as previews
+from nezha_ds.data.collate import replacement_ids, special_ids
 from nezha_ds.data.dataset import open_dataset
 from nezha_ds.data.pipeline import Pipeline
-from nezha_ds.data.preview import masked_positions
+from nezha_ds.data.preview import preview
 from nezha_ds.data.settings import DataSettings, MaskingSettings
-from nezha_ds.shards import unpack_words
+from nezha_ds.text.vocab import SPECIAL_TOKENS, parse_vocabulary
 from tests.data import folders
 
-LENGTH = 128
+VOCABULARY = parse_vocabulary(
+    "\n".join([*SPECIAL_TOKENS, *(f"t{n}" for n in range(folders.VOCABULARY_SIZE - 5))]).encode(), "a test"
+)
 
 
-@pytest.mark.parametrize("method", ["whole-word", "character", "span"])
-@pytest.mark.parametrize("seed", [1, 2])
-def test_the_preview_is_what_masking_does_to_the_same_sample(tmp_path, method, seed):
-    columns = folders.random_columns(seed=5, sentences=400)
-    one_document = np.array([0, len(columns.tokens)])
-    columns = type(columns)(columns.tokens, columns.word_bits, one_document, columns.sentences)
-    folders.write_folder(tmp_path, [columns])
-    dataset, _ = open_dataset(DataSettings(shards=str(tmp_path), length=LENGTH), "train")
-    masking = MaskingSettings(method=method)
-    pipeline = Pipeline(dataset, masking, LENGTH, seed, folders.SPECIAL, folders.RANDOM_IDS)
-
-    # Word order is drawn with as many bits as the length leaves: the same for samples of more than half the length.
-    numbers = np.flatnonzero(dataset.plan.records["end"] - dataset.plan.records["start"] > LENGTH // 2)
-    assert len(numbers) > 20
-    slices, flags = dataset.slices(numbers), unpack_words(columns)
-    batch, _ = pipeline.make(numbers, np.zeros_like(numbers))
-    for row, (number, start, end) in enumerate(zip(numbers, slices.starts, slices.ends, strict=True)):
-        positions, labels = batch.mlm_positions[row], batch.mlm_labels[row]
-        trained = {int(position) - 1 for position in positions[labels != IGNORE]}
-        starts = flags[start:end].copy()
-        starts[0] = True
-        shown = masked_positions(columns.tokens[start:end].astype(np.int64), starts, int(number), masking, seed)
-        assert shown == trained
+@pytest.fixture
+def folder(tmp_path):
+    folders.write_folder(tmp_path, [folders.random_columns(seed, sentences=300) for seed in range(3)])
+    return tmp_path
 
 
-@given(words=st.lists(st.integers(1, 4), min_size=1, max_size=60), seed=st.integers(0, 99), sample=st.integers(0, 99))
-def test_words_are_shown_whole_and_the_budget_is_kept(words, seed, sample):
-    starts = np.zeros(sum(words), np.bool_)
-    starts[np.cumsum([0, *words[:-1]])] = True
-    shown = masked_positions(np.arange(len(starts)), starts, sample, MaskingSettings(), seed)
-    number = np.cumsum(starts)
-    for word in {int(number[position]) for position in shown}:
-        assert set(np.flatnonzero(number == word).tolist()) <= shown
-    # Rounded at random, and at least one token may be predicted.
-    assert len(shown) < max(1, 0.15 * len(starts)) + 1
+def trained(settings, masking, seed):
+    """Every sample of the first epoch, through the functions that feed a run."""
+    dataset, _ = open_dataset(settings, "train")
+    special, random_ids = special_ids(VOCABULARY), replacement_ids(VOCABULARY)
+    numbers = np.arange(len(dataset.plan))
+    pipeline = Pipeline(dataset, masking, settings.length, seed, special, random_ids)
+    return pipeline.make(numbers, np.zeros_like(numbers))
 
 
-def test_other_seeds_and_samples_have_other_masks():
-    starts = np.ones(100, np.bool_)
-    shown = {
-        masked_positions(np.arange(100), starts, sample, MaskingSettings(), seed)
-        for sample in (0, 1)
-        for seed in (1, 2)
-    }
-    assert len(shown) == 4
+@pytest.mark.parametrize("form", ["full-sentences", "segment-pair"])
+@pytest.mark.parametrize("method", ["whole-word", "character", "n-gram", "span"])
+def test_it_shows_and_counts_what_training_makes(folder, method, form):
+    settings, masking = DataSettings(shards=str(folder), length=64, format=form), MaskingSettings(method=method)
+    batch, counts = trained(settings, masking, seed=3)
+    found = preview(settings, masking, 3, VOCABULARY, rows=20)
+
+    assert found.whole
+    assert found.samples == len(batch.lengths)
+    assert found.counted == counts.sum(0, found.samples)
+    assert found.achieved_rate == counts.masked.sum() / counts.tokens.sum()
+    assert sum(found.outcomes) == counts.masked.sum()
+    assert found.mean_fill == pytest.approx(float(batch.lengths.double().mean()) / 64)
+    assert found.fill.tolist() == np.histogram(batch.lengths.numpy() / 64, np.linspace(0, 1, 11))[0].tolist()
+
+    assert len({row.number for row in found.rows}) == 20
+    for row in found.rows:
+        ids, length = batch.input_ids[row.number].tolist(), int(batch.lengths[row.number])
+        labels = batch.mlm_labels[row.number]
+        places = batch.mlm_positions[row.number][labels != IGNORE] - 1
+        assert row.seen.tolist() == ids[1 : length - 1]
+        assert np.flatnonzero(row.predicted).tolist() == places.tolist()
+        assert row.ids[row.predicted].tolist() == labels[labels != IGNORE].tolist()
+        assert row.ids[~row.predicted].tolist() == row.seen[~row.predicted].tolist()
+        assert (row.ids[~row.text] == VOCABULARY.sep_id).all()
+        assert row.word_starts[~row.text].all()
+        assert not row.predicted[~row.text].any()
+
+
+def test_outcomes_are_told_apart(folder):
+    settings = DataSettings(shards=str(folder), length=64)
+    for shares, kind in (((1.0, 0.0), 0), ((0.0, 1.0), 1), ((0.0, 0.0), 2)):
+        masking = MaskingSettings(mask_share=shares[0], random_share=shares[1])
+        found = preview(settings, masking, 1, VOCABULARY, rows=0)
+        # One random replacement in a thousand is the token itself.
+        assert found.outcomes[kind] >= 0.99 * sum(found.outcomes)
+        assert found.asked_outcomes[kind] == 1
+        assert found.rows == ()
+
+
+def test_of_many_shards_some_are_looked_into(folder, monkeypatch):
+    monkeypatch.setattr(previews, "SHARDS", 2)
+    monkeypatch.setattr(previews, "PLACES", 64 * 50)
+    found = preview(DataSettings(shards=str(folder), length=64), MaskingSettings(), 1, VOCABULARY, rows=5)
+    assert not found.whole
+    assert found.samples == 50
+    assert len(found.rows) == 5
+
+
+def test_long_samples_are_cut_where_they_are_shown(folder):
+    found = preview(DataSettings(shards=str(folder), length=512), MaskingSettings(), 1, VOCABULARY, rows=3)
+    assert [len(row.ids) for row in found.rows] == [previews.SHOWN_TOKENS] * 3
+    assert all(len(row.predicted) == len(row.seen) == len(row.ids) for row in found.rows)

@@ -1,6 +1,6 @@
 """Run by transformers' own interpreter: opens our folder, saves one of its own, and says what it computes on both.
 
-.venv-hf/bin/python -m tests.model.oracle FOLDER    reads FOLDER/ours and batch.npz; writes theirs, *.npz, info.json
+.venv-hf/bin/python -m tests.model.oracle FOLDER reads ours and batch.npz there; writes theirs, bert, *.npz, info.json.
 """
 
 import json
@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from transformers import NezhaConfig, NezhaForPreTraining
+from transformers import BertConfig, BertForMaskedLM, NezhaConfig, NezhaForPreTraining
 
 from tests.golden.make_golden import random_model, run
 
@@ -21,6 +21,10 @@ def main(folder: Path) -> None:
     theirs = random_model(NezhaConfig(**opened.config.to_dict() | {"hidden_act": "gelu_new"}), seed=0)
     theirs.save_pretrained(folder / "theirs")
     np.savez(folder / "theirs.npz", **run(theirs, batch))
+    sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
+    BertForMaskedLM(BertConfig(**{name: getattr(opened.config, name) for name in sizes})).save_pretrained(
+        folder / "bert"
+    )
     problems = {kind: sorted(map(str, keys)) for kind, keys in info.items()}
     (folder / "info.json").write_text(json.dumps(problems))
 

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
+from nezha_ds.model.convert import convert
 from nezha_ds.model.hf import hf_name, load_folder, save_folder, state_dict_to_hf
 from nezha_ds.objectives import ObjectiveSettings, pretraining_losses
 from tests.model.samples import lively_model, random_batch, small_config
@@ -53,3 +55,19 @@ def test_both_compute_the_same_from_one_folder(folder, name):
     with np.load(folder / f"{name}.npz") as theirs:
         for key in set(theirs.files) - {"hidden"}:
             torch.testing.assert_close(ours[key], torch.from_numpy(theirs[key]), atol=1e-4, rtol=1e-4)
+
+
+def test_its_bert_becomes_a_start_for_training(folder):
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(chr(0x4E00 + number) for number in range(66))]
+    (folder / "bert" / "vocab.txt").write_text("\n".join(tokens), encoding="utf-8")
+    told = convert(folder / "bert", folder / "start")
+    assert [line.partition(",")[0].partition(":")[0] for line in told] == [
+        "absolute positions dropped",
+        "starts afresh",
+    ]
+    assert told[1].endswith("cls.seq_relationship, nezha.pooler.dense")
+    theirs = safetensors.torch.load_file(folder / "bert" / "model.safetensors")
+    ours = state_dict_to_hf(load_folder(folder / "start"))
+    kept = {name.replace("bert.", "nezha."): tensor for name, tensor in theirs.items() if "position" not in name}
+    assert kept.keys() == {name for name in ours if "seq_relationship" not in name and "pooler" not in name}
+    assert all(torch.equal(ours[name], tensor) for name, tensor in kept.items())

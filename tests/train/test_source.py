@@ -10,11 +10,12 @@ import pytest
 from nezha_ds.config import build
 from nezha_ds.corpus.prepare import prepare
 from nezha_ds.corpus.settings import PrepareSettings
+from nezha_ds.data.collate import replacement_ids
 from nezha_ds.errors import DataError
 from nezha_ds.text.vocab import load_vocabulary, parse_vocabulary
 from nezha_ds.train.ranks import Ranks
 from nezha_ds.train.recipe import Recipe
-from nezha_ds.train.source import open_source, prepare_if_missing, replacement_ids
+from nezha_ds.train.source import open_source, prepare_if_missing
 from nezha_ds.world import World
 from tests.train.small_text import DOCUMENTS, TEXT, prepare_small, swap_two_entries
 

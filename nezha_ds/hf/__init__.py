@@ -1,0 +1,56 @@
+"""NEZHA in today's transformers, which left it out after 4.57: import this, and every Auto class knows the folders.
+
+    import nezha_ds.hf
+    from transformers import AutoModelForSequenceClassification, pipeline
+
+    pipeline("fill-mask", "build/demo/model")("话说天下大[MASK]")
+    AutoModelForSequenceClassification.from_pretrained("build/demo/model", num_labels=3)
+
+Folders go to and fro between this, transformers 4.x and `nezha-ds export` without a key lost. Needs `nezha-ds[hf]`.
+"""
+
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForNextSentencePrediction,
+    AutoModelForPreTraining,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
+
+from nezha_ds.hf.encoder import NezhaConfig, NezhaModel
+from nezha_ds.hf.tasks import (
+    NezhaForMaskedLM,
+    NezhaForNextSentencePrediction,
+    NezhaForPreTraining,
+    NezhaForQuestionAnswering,
+    NezhaForSequenceClassification,
+    NezhaForTokenClassification,
+)
+
+__all__ = [
+    "NezhaConfig",
+    "NezhaForMaskedLM",
+    "NezhaForNextSentencePrediction",
+    "NezhaForPreTraining",
+    "NezhaForQuestionAnswering",
+    "NezhaForSequenceClassification",
+    "NezhaForTokenClassification",
+    "NezhaModel",
+]
+
+_MODELS = {
+    AutoModel: NezhaModel,
+    AutoModelForPreTraining: NezhaForPreTraining,
+    AutoModelForMaskedLM: NezhaForMaskedLM,
+    AutoModelForNextSentencePrediction: NezhaForNextSentencePrediction,
+    AutoModelForSequenceClassification: NezhaForSequenceClassification,
+    AutoModelForTokenClassification: NezhaForTokenClassification,
+    AutoModelForQuestionAnswering: NezhaForQuestionAnswering,
+}
+
+AutoConfig.register("nezha", NezhaConfig)
+for auto, model in _MODELS.items():
+    auto.register(NezhaConfig, model)

@@ -1,0 +1,254 @@
+"""The encoder for transformers: its modules carry Hugging Face's names, its attention is `model.attention`'s.
+
+B batch, L length, D hidden, N heads, H head size, R rows of the table.
+"""
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub.dataclasses import strict
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from nezha_ds.model.attention import table_attention
+from nezha_ds.model.relative import relative_table
+
+
+@strict
+class NezhaConfig(PreTrainedConfig):
+    """What config.json says; the defaults are those of the Chinese base model."""
+
+    model_type = "nezha"
+
+    vocab_size: int = 21128
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float | int = 0.1
+    attention_probs_dropout_prob: float | int = 0.1
+    max_position_embeddings: int = 512
+    max_relative_position: int = 64
+    type_vocab_size: int = 2
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-12
+    classifier_dropout: float | int | None = None
+    pad_token_id: int | None = 0
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    use_cache: bool = False
+    tie_word_embeddings: bool = True
+
+
+class NezhaEmbeddings(nn.Module):
+    """Words and segments, normalised; no positions."""
+
+    def __init__(self, config: NezhaConfig) -> None:
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, words: Tensor, token_type_ids: Tensor) -> Tensor:
+        """(B, L, D), (B, L) -> (B, L, D)."""
+        return self.dropout(self.LayerNorm(words + self.token_type_embeddings(token_type_ids)))
+
+
+class NezhaSelfAttention(nn.Module):
+    """Projections and the attention body."""
+
+    def __init__(self, config: NezhaConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.heads = config.num_attention_heads
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key = nn.Linear(config.hidden_size, config.hidden_size)
+        self.value = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, hidden: Tensor, table: Tensor, mask: Tensor, want: bool) -> tuple[Tensor, Tensor | None]:
+        """(B, L, D), (R, H), (B, 1, 1, L) -> (B, L, D), and (B, N, L, L) probabilities where they are wanted."""
+        query, key, value = (self._split(part(hidden)) for part in (self.query, self.key, self.value))
+        kept: list[Tensor] = []
+
+        def dropout(probabilities: Tensor) -> Tensor:
+            dropped = F.dropout(probabilities, self.config.attention_probs_dropout_prob, self.training)
+            if want:
+                kept.append(dropped.flip(3))  # the body has the keys in reverse
+            return dropped
+
+        mixed = table_attention(query * query.shape[3] ** -0.5, key, value, table, mask, dropout)
+        # (B, N, L, H) -> (B, L, N, H) -> (B, L, D)
+        return mixed.transpose(1, 2).flatten(2), kept[0] if kept else None
+
+    def _split(self, x: Tensor) -> Tensor:
+        # (B, L, D) -> (B, L, N, H) -> (B, N, L, H)
+        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
+
+
+class NezhaOutput(nn.Module):
+    """A projection back to D, added to what it began from, and normalised."""
+
+    def __init__(self, config: NezhaConfig, width: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(width, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, changed: Tensor, hidden: Tensor) -> Tensor:
+        """(B, L, width), (B, L, D) -> (B, L, D)."""
+        return self.LayerNorm(hidden + self.dropout(self.dense(changed)))
+
+
+class NezhaDense(nn.Module):
+    """A projection and the activation."""
+
+    def __init__(self, config: NezhaConfig, width: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, width)
+        self.activation = ACT2FN[config.hidden_act]
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(B, L, D) -> (B, L, width)."""
+        return self.activation(self.dense(hidden))
+
+
+class NezhaAttention(nn.Module):
+    """Attention with its residual."""
+
+    def __init__(self, config: NezhaConfig) -> None:
+        super().__init__()
+        self.self = NezhaSelfAttention(config)
+        self.output = NezhaOutput(config, config.hidden_size)
+
+    def forward(self, hidden: Tensor, table: Tensor, mask: Tensor, want: bool) -> Tensor:
+        """(B, L, D) -> (B, L, D)."""
+        return self.output(self.self(hidden, table, mask, want)[0], hidden)
+
+
+class NezhaLayer(GradientCheckpointingLayer):
+    """A post-LayerNorm block."""
+
+    def __init__(self, config: NezhaConfig) -> None:
+        super().__init__()
+        self.attention = NezhaAttention(config)
+        self.intermediate = NezhaDense(config, config.intermediate_size)
+        self.output = NezhaOutput(config, config.intermediate_size)
+
+    def forward(self, hidden: Tensor, table: Tensor, mask: Tensor, want: bool) -> Tensor:
+        """(B, L, D), (R, H), (B, 1, 1, L) -> (B, L, D)."""
+        hidden = self.attention(hidden, table, mask, want)
+        return self.output(self.intermediate(hidden), hidden)
+
+
+class NezhaEncoder(nn.Module):
+    """The blocks, and the table that they share."""
+
+    table: Tensor
+
+    def __init__(self, config: NezhaConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.layer = nn.ModuleList([NezhaLayer(config) for _ in range(config.num_hidden_layers)])
+        self.register_buffer("table", self.fresh_table(), persistent=False)
+
+    def fresh_table(self) -> Tensor:
+        """(R, H)."""
+        size = self.config.hidden_size // self.config.num_attention_heads
+        return relative_table(self.config.max_relative_position, size)
+
+    def forward(self, hidden: Tensor, mask: Tensor, want: bool) -> Tensor:
+        """(B, L, D), (B, 1, 1, L) -> (B, L, D)."""
+        table = self.table.to(hidden.dtype)
+        for layer in self.layer:
+            hidden = layer(hidden, table, mask, want)
+        return hidden
+
+
+class NezhaPooler(nn.Module):
+    """The first token's state for a whole sequence."""
+
+    def __init__(self, config: NezhaConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(B, L, D) -> (B, D)."""
+        return torch.tanh(self.dense(hidden[:, 0]))
+
+
+class NezhaPreTrainedModel(PreTrainedModel):
+    """What transformers asks of every model of a kind."""
+
+    config_class = NezhaConfig
+    base_model_prefix = "nezha"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["NezhaEmbeddings", "NezhaLayer"]  # noqa: RUF012 - transformers' own name and form
+    _can_record_outputs = {  # noqa: RUF012
+        "hidden_states": NezhaLayer,
+        "attentions": NezhaSelfAttention,
+    }
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, NezhaEncoder):  # no file has the table
+            init.copy_(module.table, module.fresh_table())
+
+
+class NezhaModel(NezhaPreTrainedModel):
+    """The encoder: states (B, L, D), and with a pooler the first one's (B, D)."""
+
+    def __init__(self, config: NezhaConfig, add_pooling_layer: bool = True) -> None:
+        super().__init__(config)
+        self.embeddings = NezhaEmbeddings(config)
+        self.encoder = NezhaEncoder(config)
+        self.pooler = NezhaPooler(config) if add_pooling_layer else None
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The words."""
+        return self.embeddings.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Other words."""
+        self.embeddings.word_embeddings = cast(nn.Embedding, value)
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPooling:
+        """(B, L) ids or (B, L, D) words; attention_mask (B, L), 0 on padding, or (B, L, L)."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give input_ids or inputs_embeds, and not both")
+        words = self.embeddings.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
+        shape, device = words.shape[:2], words.device
+        if token_type_ids is None:
+            token_type_ids = torch.zeros(shape, dtype=torch.long, device=device)
+        if attention_mask is None:
+            attention_mask = torch.ones(shape, device=device)
+        hidden = self.embeddings(words, token_type_ids)
+        want = bool(kwargs.get("output_attentions", self.config.output_attentions))
+        hidden = self.encoder(hidden, additive(attention_mask, hidden.dtype), want)
+        pooled = self.pooler(hidden) if self.pooler is not None else None
+        return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=pooled)
+
+
+def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """(B, L) or (B, L, L), 1 to be seen -> (B, 1, 1 or L, L), 0 to be seen and the dtype's lowest number otherwise."""
+    seen = (mask[:, None, None] if mask.dim() == 2 else mask[:, None]).bool()
+    return torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)
