@@ -3,21 +3,27 @@
 The seam is `concurrent.futures.Executor`: in place for one worker (a debugger and Ctrl-C reach the task itself), a pool
 of processes for more, `mpi4py.futures` across nodes. A process of the pool ignores Ctrl-C, which its parent
 answers for all; it stops at the next megabyte when told to, and dies within a moment of its parent, even when that was
-killed. A rank ends the task that it is at; when one is killed, `mpirun` ends all, and so does `srun` when told to by
-`--kill-on-bad-exit=1`: without it, a step with ranks on several nodes waits for the dead one for ever.
+killed. Its results come through files unless they are small: one that is killed half way through a pipe leaves the
+other end waiting for the rest for ever. A rank ends the task that it is at; when one is killed, `mpirun` ends all, and
+so does `srun` if told by `--kill-on-bad-exit=1`: without, a step on several nodes waits for the dead rank for ever.
 """
 
 import multiprocessing
 import os
+import pickle
+import secrets
 import signal
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
 from threading import Thread
 from typing import Any, Literal, ParamSpec, Protocol, TypeVar
 
 from nezha_ds.errors import LaunchError
+from nezha_ds.files import unwritable
 
 
 class Sized(Protocol):
@@ -85,11 +91,49 @@ def count_bytes(count: int) -> None:
         _gauge.add(count)
 
 
+@dataclass(frozen=True)
+class _Left:
+    """A result that was pickled: its bytes, or the file with them."""
+
+    data: bytes | Path
+
+
+def _take(result: R | _Left) -> R:
+    """The result itself; its file is gone then."""
+    if not isinstance(result, _Left):
+        return result
+    data = result.data if isinstance(result.data, bytes) else result.data.read_bytes()
+    if isinstance(result.data, Path):
+        result.data.unlink()
+    return pickle.loads(data)  # noqa: S301 - our own worker's
+
+
+_PIPE_BYTES = 3000
+"""Up to PIPE_BUF (4,096), with what is sent around it, a message is in the pipe at once or not at all."""
+
+
+def _do(function: Callable[[TaskT], R], task: TaskT, exchange: Path | None) -> R | _Left:
+    """The function's result, by way of a file in `exchange` if it is large."""
+    result = function(task)
+    if exchange is None:
+        return result
+    data = pickle.dumps(result)
+    if len(data) <= _PIPE_BYTES:
+        return _Left(data)
+    path = exchange / f".{secrets.token_hex(8)}.tmp"
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise unwritable(path, error) from None
+    return _Left(path)
+
+
 class Pool:
     """Workers for one `run` after another."""
 
-    def __init__(self, executor: Executor, gauge: Gauge, on_ranks: bool = False) -> None:
+    def __init__(self, executor: Executor, gauge: Gauge, on_ranks: bool = False, exchange: Path | None = None) -> None:
         self._executor, self.gauge = executor, gauge
+        self._exchange = exchange  # where results are left, if pipes are to be kept short
         self._on_ranks = on_ranks  # of other machines, perhaps, where nobody adds to this gauge
 
     def run(self, function: Callable[[TaskT], R], tasks: Sequence[TaskT]) -> list[R]:
@@ -97,13 +141,14 @@ class Pool:
 
         LaunchError when a worker was killed.
         """
+        results: dict[Future[R | _Left], R] = {}
         try:
-            futures = {self._executor.submit(function, task): task.size for task in tasks}
+            futures = {self._executor.submit(_do, function, task, self._exchange): task.size for task in tasks}
             for future in as_completed(futures):
-                future.result()
+                results[future] = _take(future.result())
                 if self._on_ranks:
                     self.gauge.add(futures[future])
-            return [future.result() for future in futures]
+            return [results[future] for future in futures]
         except BrokenProcessPool:
             raise LaunchError(
                 "a worker process was killed, most likely for want of memory; run again with fewer workers: "
@@ -119,11 +164,14 @@ class Pool:
 
 
 @contextmanager
-def processes(workers: int) -> Generator[Pool]:
-    """A pool of so many processes of this machine; for one worker (or none) this process itself."""
+def processes(workers: int, exchange: Path) -> Generator[Pool]:
+    """A pool of so many processes of this machine; for one worker (or none) this process itself.
+
+    Processes leave their results in `exchange`, as `.*.tmp`.
+    """
     gauge = Gauge(shared=workers > 1)
     with _executor(workers, gauge) as executor:
-        yield Pool(executor, gauge)
+        yield Pool(executor, gauge, exchange=exchange if workers > 1 else None)
 
 
 def _executor(workers: int, gauge: Gauge) -> Executor:

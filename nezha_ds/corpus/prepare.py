@@ -81,15 +81,17 @@ def prepare(settings: PrepareSettings, progress: bool = True) -> Manifest:
     such are skipped; LaunchError when the disk or the memory does not suffice, when another process is preparing the
     folder, or when there are no ranks to work.
     """
-    return with_workers(settings, lambda start: _prepare(settings, progress, start))
+    return with_workers(settings, settings.out / RECEIPTS, lambda start: _prepare(settings, progress, start))
 
 
-def with_workers(settings: PrepareSettings, main: Callable[[Start], T]) -> T:
-    """The result of `main`, called with a way to start the workers that the settings ask for."""
+def with_workers(settings: PrepareSettings, exchange: Path, main: Callable[[Start], T]) -> T:
+    """The result of `main`, called with a way to start the workers that the settings ask for; processes leave large
+    results in the folder `exchange`.
+    """
     if settings.executor == "mpi":
         return on_ranks(lambda pool: main(lambda _: nullcontext(pool)))
     workers = settings.workers or len(os.sched_getaffinity(0))
-    return main(lambda tasks: processes(min(workers, tasks)))
+    return main(lambda tasks: processes(min(workers, tasks), exchange))
 
 
 def _prepare(settings: PrepareSettings, progress: bool, start: Start) -> Manifest:

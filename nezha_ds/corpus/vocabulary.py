@@ -6,6 +6,7 @@ one of `text.train_vocab` makes the file, in seconds.
 """
 
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -102,7 +103,8 @@ def train_vocabulary(settings: VocabularySettings, progress: bool = True) -> Voc
         raise ConfigError(f"{settings.out} is a folder; name the file to write, such as {settings.out / 'vocab.txt'}")
     if settings.out.exists() and not settings.overwrite:
         raise ConfigError(f"{settings.out} is there already; choose another name, or replace it with --overwrite")
-    return with_workers(settings, lambda start: _train(settings, progress, start))
+    with tempfile.TemporaryDirectory() as exchange:
+        return with_workers(settings, Path(exchange), lambda start: _train(settings, progress, start))
 
 
 def _train(settings: VocabularySettings, progress: bool, start: Start) -> Vocabulary:

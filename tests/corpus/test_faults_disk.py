@@ -95,13 +95,13 @@ def a_shard(folder: Path) -> Case:
 
 
 def a_receipt(folder: Path) -> Case:
-    """The second of three, of a task with 250 documents and as many shards."""
-    return _of_ids(folder, "1 7 9 " * 200, "\n\n".join(["7"] * 250), "7 9 1 " * 200, name="receipts/00001.json")
+    """The second of four, of a task with 40 documents and as many shards."""
+    return _of_ids(folder, "1 7 9 " * 200, "\n\n".join(["7 " * 5] * 80), "7 9 1 " * 200, name="receipts/00001.json")
 
 
 def the_manifest(folder: Path) -> Case:
-    """Of 40 shards."""
-    return _of_ids(folder, *(f"{number} 7 9 " * 200 for number in range(40)), name="manifest.json")
+    """Of 30 shards."""
+    return _of_ids(folder, *(f"{number} 7 9 " * 200 for number in range(30)), name="manifest.json")
 
 
 def _of_ids(folder: Path, *documents: str, name: str) -> Case:
@@ -110,7 +110,7 @@ def _of_ids(folder: Path, *documents: str, name: str) -> Case:
     vocabulary.write_text("\n".join([*SPECIAL_TOKENS, *map(str, range(100))]))
     source.write_text("\n\n".join(documents))
     options = {"vocabulary": vocabulary, "segmenter": "pretokenized", "heldout": 0.0, "workers": 1}
-    return Case(PrepareSettings(inputs=(str(source),), out=folder / "out", **options), 8_000, name, shard_bytes=20)
+    return Case(PrepareSettings(inputs=(str(source),), out=folder / "out", **options), 5_000, name, shard_bytes=20)
 
 
 def undisturbed(settings: PrepareSettings) -> dict[str, bytes]:

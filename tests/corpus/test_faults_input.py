@@ -9,11 +9,14 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from nezha_ds import cli
+from nezha_ds.corpus import sources
+from nezha_ds.corpus.inputs import cut as cut_file
 from tests.bench.memory import measure, write_text
 
 ROWS = 5000
@@ -126,6 +129,34 @@ def test_memory_of_a_worker_does_not_grow_with_the_input(tmp_path: Path) -> None
     peaks, _ = measure(tmp_path / "a.txt", "--out", tmp_path / "out", "--workers", 2)
     assert _highest(peaks, "worker") < 200 << 20
     assert _highest(peaks, "parent") < 200 << 20
+
+
+def test_a_long_text_in_a_table_is_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "MAX_DOCUMENT_BYTES", 1 << 20)
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": ["甲。", "字" * (1 << 19), "乙" * (1 << 18), "丙。"]}), path)
+    arguments = ["prepare", str(path), "--out", str(tmp_path / "out"), "--workers", "1", "--on-error", "skip"]
+    assert cli.main(arguments) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_bytes())
+    assert report["first_faults"] == [f"{path}, row 2: a text of over 1 MB; divide it"]
+    assert report["kept"] == 3
+
+
+def test_a_row_group_is_read_page_by_page(tmp_path: Path) -> None:
+    """Of 26 MB, as one million rows are by pyarrow's default: not more than a few pages of 1 MB are held."""
+    path = tmp_path / "a.parquet"
+    digits = iter(random_digits(26 << 20))
+    pq.write_table(pa.table({"text": ["".join(part) for part in zip(*[digits] * 2048, strict=True)]}), path)
+    (piece,) = cut_file(path, 1, "blank-line")
+    before = pa.total_allocated_bytes()
+    held = [pa.total_allocated_bytes() - before for _ in sources.read(piece, sources.Reading())]
+    assert len(held) == 13 << 10
+    assert max(held) < 8 << 20
+
+
+def random_digits(count: int) -> str:
+    """That pack to less than half."""
+    return np.random.default_rng(1).bytes(count // 2).hex()
 
 
 def _highest(peaks: dict[str, tuple[int, int]], role: str) -> int:

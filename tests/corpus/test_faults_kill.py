@@ -99,7 +99,7 @@ def goes_on(text: Path, out: Path, whole: dict[str, bytes], *how: object) -> Non
 
 def test_killed_processes(text: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
     killed = "a worker process was killed, most likely for want of memory; run again with fewer workers"
-    disturb(text, tmp_path / "out", (parent, worker, parent, worker), ("", killed, "", killed), "--workers", 2)
+    disturb(text, tmp_path / "out", (worker, parent, worker), (killed, "", killed), "--workers", 2)
     goes_on(text, tmp_path / "out", whole, "--workers", 2)
 
 

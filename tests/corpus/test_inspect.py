@@ -205,4 +205,4 @@ def test_a_bar_shows_where_there_is_much_to_read(
     assert capsys.readouterr() == ("", "")
     monkeypatch.setattr(inspect, "_QUICK", 0)
     statistics(embedded, progress=True)
-    assert re.fullmatch(r"inspect .* 7\.6/7\.6 MB .*\n", capsys.readouterr().err)
+    assert re.fullmatch(r"inspect 100% · 7\.6 MB in .*/s\n", capsys.readouterr().err)
