@@ -190,7 +190,7 @@ def test_a_manifest_of_another_tokenizer(tmp_path, shards, refused):
 
 def test_a_damaged_manifest(tmp_path, shards, refused):
     (shards / "manifest.json").write_text("{}")
-    assert "is damaged (format: Field required); prepare again" in refused(
+    assert "is damaged (format: Field required); copy it again, or delete it and prepare again" in refused(
         "pretrain", *runs.make(tmp_path, shards).arguments
     )
 
