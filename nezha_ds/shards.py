@@ -302,6 +302,8 @@ def _from_ipc(path: Path) -> Columns:
         if reader.num_record_batches != 1:
             raise ValueError(f"{reader.num_record_batches} record batches instead of one")
         batch = reader.get_batch(0)
+    # Sizes only, 20 us: an array that claims more than its buffer holds would be read beyond the file, a bus error.
+    batch.validate()
     tokens, words, sentences = (batch.column(name) for name in ("tokens", "words", "sentences"))
     documents = np.asarray(tokens.offsets).astype(np.int64)
     sentence_offsets = np.asarray(sentences.offsets).astype(np.int64)
@@ -323,13 +325,17 @@ def _buffer(array: Any, dtype: Any) -> NDArray[Any]:
 
 def _check_columns(path: Path, columns: Columns, entry: ShardEntry, vocabulary_size: int, values: bool) -> None:
     """What must hold so that no later index can be out of range; the values too when the hash was checked."""
+    begins = columns.documents[:-1][np.diff(columns.documents) != 0]
     sound = (
         len(columns.tokens) == entry.tokens == columns.documents[-1]
+        and len(columns.documents) == entry.documents + 1
         and columns.documents[0] == 0
         and bool(np.all(np.diff(columns.documents) >= 0))
         and len(columns.sentences) == entry.sentences
-        and bool(np.all(np.diff(columns.sentences) > 0))
+        and bool(np.all(np.diff(columns.sentences, append=entry.tokens) > 0))
         and len(columns.word_bits) == (entry.tokens + 7) // 8
+        # Each document begins with a sentence.
+        and np.array_equal(np.append(columns.sentences, -1)[np.searchsorted(columns.sentences, begins)], begins)
     )
     if not sound:
         raise DataError(f"shard {path} does not hold what the manifest says; two preparations mixed? Prepare again")

@@ -26,6 +26,7 @@ from nezha_ds.shards import (
     Manifest,
     ShardEntry,
     Split,
+    check_folder,
     open_shard,
     read_manifest,
     unpack_words,
@@ -93,6 +94,7 @@ def entropy(counts: Counts) -> float:
 def statistics(folder: Path) -> Statistics:
     """Read a prepared folder through; DataError when it is not one, or damaged."""
     manifest = read_manifest(folder)
+    check_folder(folder, manifest)
     size = manifest.tokenizer.vocabulary_size
     tokens, sentences, documents, words = (np.zeros(0, dtype=np.int64) for _ in range(4))
     for entry, columns in _shards(folder, manifest):
