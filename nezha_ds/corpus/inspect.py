@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nezha_ds.errors import DataError
+from nezha_ds.files import sha256_of
 from nezha_ds.shards import (
     MANIFEST,
     VOCABULARY,
@@ -135,13 +136,14 @@ def _add(left: Counts, right: Counts) -> Counts:
 
 def folder_vocabulary(folder: Path, manifest: Manifest) -> Vocabulary:
     """The vocabulary that lies in a prepared folder; DataError when it is not the one that its ids were made with."""
-    vocabulary = load_vocabulary(folder / VOCABULARY)
-    if vocabulary.sha256 != manifest.tokenizer.vocabulary_sha256:
+    path = folder / VOCABULARY
+    # The hash first: what else is wrong with a damaged file has no other cure.
+    if path.is_file() and sha256_of(path) != manifest.tokenizer.vocabulary_sha256:
         raise DataError(
-            f"{folder / VOCABULARY} is not the vocabulary that {folder / MANIFEST} was prepared with; "
-            "two preparations mixed? Prepare again"
+            f"{path} is not the vocabulary that {folder / MANIFEST} was prepared with; "
+            "damaged, or two preparations mixed? Copy it again, or prepare again"
         )
-    return vocabulary
+    return load_vocabulary(path)
 
 
 # ---------------------------------------------------------------------------------------------------------- the showing
