@@ -21,7 +21,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from nezha_ds.config import Settings
 from nezha_ds.errors import DataError
@@ -165,13 +165,17 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     write_atomically(folder / MANIFEST, json.dumps(tree, indent=1, ensure_ascii=False) + "\n")
 
 
+class _Stored(Manifest):
+    """`manifest.json`: the manifest, and the hash that it had when it was written."""
+
+    written: str = Field(default="", alias="fingerprint")
+
+
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a prepared folder; DataError when the folder is not one, of a later format, or was changed."""
     path = folder / MANIFEST
     try:
-        tree: Any = json.loads(path.read_bytes())
-        fingerprint = tree.pop("fingerprint", None) if isinstance(tree, dict) else None
-        manifest = Manifest.model_validate_json(json.dumps(tree))
+        stored = _Stored.model_validate_json(path.read_bytes())
     except OSError:
         raise DataError(
             f"{folder} has no {MANIFEST}: not a prepared folder, or its preparation did not finish; "
@@ -180,19 +184,16 @@ def read_manifest(folder: Path) -> Manifest:
     except ValidationError as error:
         first = error.errors()[0]
         raise DataError(
-            f"{path} is damaged ({'.'.join(map(str, first['loc'])) or 'no table'}: {first['msg']}); copy it again, or "
+            f"{path} is damaged ({'.'.join(map(str, first['loc'])) or 'not JSON'}: {first['msg']}); copy it again, or "
             "delete it and prepare again"
         ) from None
-    except ValueError as error:
-        raise DataError(
-            f"{path} is damaged (not JSON: {error}); copy it again, or delete it and prepare again"
-        ) from None
+    manifest = Manifest.model_construct(**{name: getattr(stored, name) for name in Manifest.model_fields})
     if manifest.format != FORMAT:
         raise DataError(f"{path} has format {manifest.format}, this version reads {FORMAT}; prepare again or update")
     for entry in manifest.shards:
         if Path(entry.name).name != entry.name or entry.name in ("", ".."):
             raise DataError(f"{path} names a shard outside its folder: {entry.name!r}; do not use this data")
-    if fingerprint != manifest.fingerprint:
+    if stored.written != manifest.fingerprint:
         raise DataError(
             f"{path} was changed after it was written (it is not what its fingerprint says); copy it again, or delete "
             "it and prepare again"
