@@ -11,10 +11,11 @@ import json
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, get_args, get_origin
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 
 from nezha_ds.errors import ConfigError
 
@@ -113,11 +114,18 @@ def _explain(kind: type[Settings], error: ValidationError) -> str:
 
 
 def _keys_at(kind: type[Settings], path: Sequence[str]) -> list[str]:
-    """The keys that the section at `path` has."""
+    """The keys that the section at `path` has; below a table of sections by name, a part of the path is a name."""
+    section: Any = kind
     for part in path:
-        field = kind.model_fields.get(part)
-        annotation = field.annotation if field else None
-        if not (isinstance(annotation, type) and issubclass(annotation, Settings)):
-            return []
-        kind = annotation
-    return list(kind.model_fields)
+        if get_origin(section) is dict:
+            section = get_args(section)[-1]
+        else:
+            field = _fields(section).get(part)
+            section = field.annotation if field else None
+    return list(_fields(section))
+
+
+def _fields(section: object) -> Mapping[str, FieldInfo]:
+    if isinstance(section, type) and issubclass(section, Settings):
+        return section.model_fields
+    return {}

@@ -19,7 +19,7 @@ from nezha_ds.corpus.settings import PrepareSettings
 from nezha_ds.corpus.sources import Separation
 from nezha_ds.errors import ConfigError
 from nezha_ds.files import make_folder, write_atomically
-from nezha_ds.shards import FORMAT, MANIFEST, Manifest, SegmenterEntry, TokenizerEntry, check_sizes, read_manifest
+from nezha_ds.shards import FORMAT, MANIFEST, Manifest, SegmenterEntry, TokenizerEntry, check_folder, read_manifest
 from nezha_ds.text.normalize import NORMALISATION
 from nezha_ds.text.segment import make_segmenter
 from nezha_ds.text.vocab import Vocabulary
@@ -126,8 +126,8 @@ def shards_in(folder: Path) -> Iterable[Path]:
 
 
 def complete(folder: Path) -> Manifest:
-    """The manifest of a folder that has one; DataError when shards are missing."""
+    """The manifest of a folder that has one; DataError when shards are missing, or others are there."""
     manifest = read_manifest(folder)
-    check_sizes(folder, manifest.shards)
+    check_folder(folder, manifest)
     shutil.rmtree(folder / RECEIPTS, ignore_errors=True)
     return manifest

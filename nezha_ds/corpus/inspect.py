@@ -21,7 +21,8 @@ from nezha_ds.corpus.masks import OUTCOMES, Masks
 from nezha_ds.corpus.prepare import REPORT
 from nezha_ds.corpus.report import Report
 from nezha_ds.errors import DataError
-from nezha_ds.shards import MANIFEST, VOCABULARY, Columns, Ids, Manifest, open_shard, read_manifest
+from nezha_ds.files import sha256_of
+from nezha_ds.shards import MANIFEST, VOCABULARY, Columns, Ids, Manifest, check_folder, open_shard, read_manifest
 from nezha_ds.text.vocab import CONTINUATION, Vocabulary, load_vocabulary
 
 Counts = NDArray[np.int64]
@@ -111,6 +112,7 @@ def statistics(folder: Path, progress: bool = False) -> Statistics:
     `progress` draws a bar on stderr if there is much to read.
     """
     manifest, gauge = read_manifest(folder), Gauge()
+    check_folder(folder, manifest)
     size, bound = manifest.tokenizer.vocabulary_size, manifest.total("bytes")
     share = _COUNTED_WORDS // max(1, len(manifest.of("train")))
     tokens, sentences, documents, words = (np.zeros(0, dtype=np.int64) for _ in range(4))
@@ -224,13 +226,14 @@ def _most_frequent(parts: Sequence[NDArray[np.uint64]], bits: int) -> Iterator[t
 
 def folder_vocabulary(folder: Path, manifest: Manifest) -> Vocabulary:
     """The vocabulary that lies in a prepared folder; DataError when it is not the one that its ids were made with."""
-    vocabulary = load_vocabulary(folder / VOCABULARY)
-    if vocabulary.sha256 != manifest.tokenizer.vocabulary_sha256:
+    path = folder / VOCABULARY
+    # The hash first: what else is wrong with a damaged file has no other cure.
+    if path.is_file() and sha256_of(path) != manifest.tokenizer.vocabulary_sha256:
         raise DataError(
-            f"{folder / VOCABULARY} is not the vocabulary that {folder / MANIFEST} was prepared with; "
-            "two preparations mixed? Prepare again"
+            f"{path} is not the vocabulary that {folder / MANIFEST} was prepared with; "
+            "damaged, or two preparations mixed? Copy it again, or prepare again"
         )
-    return vocabulary
+    return load_vocabulary(path)
 
 
 def folder_report(folder: Path) -> Report | None:

@@ -1,18 +1,21 @@
 """A split of a prepared folder as samples: sample number to the shard and the slice of it.
 
-Shards are opened at first use, when they are verified, and at most 64 stay mapped. The map costs no memory; the
+Shards are opened at first use, when they are verified, and 64 or a few more stay mapped. The map costs no memory; the
 documents' offsets, the only part that is copied, take about 1 MB a shard.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nezha_ds.batch import IGNORE
 from nezha_ds.data.formats import PAIR
+from nezha_ds.data.order import WINDOW
 from nezha_ds.data.plan import Plan, Progress, load_plan
 from nezha_ds.data.settings import DataSettings
 from nezha_ds.shards import Columns, Manifest, Split, Verify, open_shard, read_manifest
@@ -44,6 +47,24 @@ class Seconds:
     """0 the real next segment, 1 a random one, IGNORE for a sample without text."""
 
 
+class Samples(Protocol):
+    """Samples by their numbers, of one prepared folder or of several."""
+
+    sources: tuple[str, ...]
+    """The names of the texts that they come from."""
+    owners: NDArray[np.int64]
+    """(S,): which source each shard is of."""
+
+    @property
+    def columns(self) -> Callable[[int], Columns]:
+        """The columns of a shard by its number. DataError when it is damaged."""
+        ...
+
+    def slices(self, samples: NDArray[np.int64]) -> Slices:
+        """Where samples (B,) lie."""
+        ...
+
+
 class Dataset:
     """The samples of one split, by their number in the plan."""
 
@@ -55,7 +76,12 @@ class Dataset:
         self._verify: Verify = settings.verify
         self._ends = np.cumsum(plan.counts)
         self._verified: set[int] = set()
-        self.columns = lru_cache(OPEN_SHARDS)(self._open)
+        self.sources = tuple(source.name for source in manifest.sources)
+        numbers = {name: number for number, name in enumerate(self.sources)}
+        self.owners = np.array([numbers[entry.source] for entry in self._entries], np.int64)
+        # Each source that has a weight has a window of its own.
+        weighted = sum(source.weight > 0 for source in manifest.sources)
+        self.columns = lru_cache(max(OPEN_SHARDS, 2 * WINDOW * weighted))(self._open)
         """The columns of a shard by its number in the split, without its sentences. DataError when it is damaged."""
 
     def slices(self, samples: NDArray[np.int64]) -> Slices:

@@ -43,13 +43,19 @@ class _Layout:
 
 
 class Order:
-    """The order of a plan's samples under a seed. `counts` are the samples of each shard, in the plan's order."""
+    """The order of a plan's samples under a seed.
 
-    def __init__(self, counts: Sequence[int] | Numbers, seed: int, window: int = WINDOW) -> None:
+    `counts` are the samples of each shard, in the plan's order; `first` the number of each one's first sample, where
+    they are not all shards of the plan.
+    """
+
+    def __init__(
+        self, counts: Sequence[int] | Numbers, seed: int, window: int = WINDOW, first: Numbers | None = None
+    ) -> None:
         counts = np.asarray(counts, np.int64)
         self.samples = int(counts.sum())
         """N."""
-        self._first = np.cumsum(counts) - counts
+        self._first = np.cumsum(counts) - counts if first is None else first
         self._layout = lru_cache(maxsize=2)(partial(_lay_out, counts, window, seed))
 
     def epochs(self, numbers: Numbers) -> Numbers:
