@@ -7,7 +7,8 @@ stale after a crash, and an error in the thread is the consumer's next exception
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import fields, replace
 from types import TracebackType
 
@@ -25,7 +26,7 @@ from nezha_ds.data.settings import DataSettings, MaskingSettings
 from nezha_ds.shards import Split
 from nezha_ds.world import World
 
-Made = Iterator[tuple[Batch, Statistics]]
+Made = Generator[tuple[Batch, Statistics], None, None]
 """Micro-batches, and what was counted in each."""
 
 
@@ -98,6 +99,7 @@ class Loader(Iterator[Batch]):
         except BaseException as error:
             self._error = error
         finally:
+            self._made.close()
             with self._changed:
                 self._ended = True
                 self._changed.notify_all()
@@ -131,10 +133,12 @@ def build_loader(
 
     def made() -> Made:
         at, block = 0, pipeline.block(micro_batch)
-        while True:
-            numbers = share.numbers(at, block)
-            yield from _split(*pipeline.make(order.sample(numbers), order.epochs(numbers)), micro_batch, pin)
-            at += block
+        with closing(dataset):
+            while True:
+                numbers = share.numbers(at, block)
+                dataset.expect(order.shards_from(int(numbers[0])))
+                yield from _split(*pipeline.make(order.sample(numbers), order.epochs(numbers)), micro_batch, pin)
+                at += block
 
     return Loader(
         made(),
@@ -172,10 +176,11 @@ def build_evaluation(
 
     def made() -> Made:
         block = pipeline.block(micro_batch)
-        for at in range(0, share.accumulation, block):
-            numbers = share.numbers(at, min(block, share.accumulation - at))
-            samples = np.where(numbers < count, numbers, PADDING)
-            yield from _split(*pipeline.make(samples, np.zeros_like(samples)), micro_batch, pin)
+        with closing(dataset):
+            for at in range(0, share.accumulation, block):
+                numbers = share.numbers(at, min(block, share.accumulation - at))
+                samples = np.where(numbers < count, numbers, PADDING)
+                yield from _split(*pipeline.make(samples, np.zeros_like(samples)), micro_batch, pin)
 
     return Loader(
         made(),

@@ -18,7 +18,13 @@ class DataSettings(Settings):
     """Which prepared text to train on, and how it is cut into samples."""
 
     shards: str
-    """Folder that `nezha-ds prepare` wrote: shards, manifest.json and vocab.txt."""
+    """Folder that `nezha-ds prepare` wrote: shards, manifest.json and vocab.txt; or the URI of one, s3://bucket/folder
+    or what else Arrow's file systems open."""
+    cache: str = ""
+    """Folder of each node for the shards of a URI, shared by its ranks, on a disk of its own; "" is nezha-ds-UID in
+    the temporary folder (TMPDIR)."""
+    cache_limit: float = 64.0
+    """GB (10^9 bytes) of shards that the cache keeps; what was used longest ago goes first."""
     length: int = 128
     """Tokens in a sample, [CLS] and [SEP] included: 16 to 4096. 128 for most of training, 512 to finish."""
     format: Literal["full-sentences", "doc-sentences", "segment-pair", "sentence-pair"] = "full-sentences"
@@ -37,6 +43,13 @@ class DataSettings(Settings):
         if not shards:
             raise ValueError("the folder has no name; give the one that `nezha-ds prepare --out` wrote")
         return shards
+
+    @field_validator("cache_limit")
+    @classmethod
+    def _limit_is_positive(cls, limit: float) -> float:
+        if not 0 < limit < math.inf:
+            raise ValueError(f"{limit} GB cannot hold a shard; take what the node's disk can spare")
+        return limit
 
     @field_validator("length")
     @classmethod

@@ -1,6 +1,7 @@
 """The prepared text as a run reads it: checked, planned once per node, and cut for this rank."""
 
 import logging
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ from nezha_ds.corpus.inspect import folder_vocabulary
 from nezha_ds.corpus.prepare import prepare
 from nezha_ds.corpus.settings import PrepareSettings
 from nezha_ds.data.collate import SpecialIds
+from nezha_ds.data.dataset import shards_to_open, shelf_of
 from nezha_ds.data.loader import Loader, build_evaluation, build_loader
 from nezha_ds.data.plan import load_plan
-from nezha_ds.shards import MANIFEST, Manifest, Split, check_sizes, read_manifest
+from nezha_ds.remote import is_remote
+from nezha_ds.shards import MANIFEST, Manifest, Split, read_manifest
 from nezha_ds.text.tokenizer import tokenizer_files
 from nezha_ds.text.vocab import Vocabulary
 from nezha_ds.train.engine import Engine
@@ -77,10 +80,11 @@ def replacement_ids(vocabulary: Vocabulary) -> NDArray[np.int64]:
 
 def check_source(recipe: Recipe) -> Source:
     """The prepared text as the recipe names it; DataError when it is not there, not whole, or mixed up."""
-    folder = Path(recipe.data.shards)
-    manifest = read_manifest(folder)
-    check_sizes(folder, manifest.shards)
-    return Source(recipe, manifest, folder_vocabulary(folder, manifest))
+    shelf = shelf_of(recipe.data)
+    manifest = read_manifest(shelf.folder)
+    shelf.check_sizes(manifest.shards)
+    shards_to_open(manifest.shards, shelf.limit)
+    return Source(recipe, manifest, folder_vocabulary(shelf.folder, manifest))
 
 
 def open_source(recipe: Recipe, ranks: Ranks) -> Source:
@@ -88,8 +92,9 @@ def open_source(recipe: Recipe, ranks: Ranks) -> Source:
     source = check_source(recipe)
     if ranks.world.is_node_main:
         splits: tuple[Split, ...] = ("train", "heldout") if source.has_heldout else ("train",)
-        for split in splits:
-            load_plan(Path(recipe.data.shards), source.manifest, split, recipe.data, _log_progress)
+        with closing(shelf_of(recipe.data)) as shelf:
+            for split in splits:
+                load_plan(shelf, source.manifest, split, recipe.data, _log_progress)
     ranks.wait()
     return source
 
@@ -102,6 +107,8 @@ def _log_progress(done: int, total: int) -> None:
 def prepare_if_missing(recipe: Recipe) -> None:
     """Prepare `run.prepare` into data.shards, where that folder is not complete."""
     shards = Path(recipe.data.shards)
+    if is_remote(recipe.data.shards):
+        return
     if recipe.run.prepare and not (shards / MANIFEST).exists():
         log.info("preparing %s into %s", ", ".join(recipe.run.prepare), shards)
         prepare(PrepareSettings(inputs=recipe.run.prepare, out=shards))

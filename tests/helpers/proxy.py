@@ -6,7 +6,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
@@ -95,7 +95,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self._send(body, fault, proxy)
 
-    do_HEAD = do_GET
+    do_HEAD = do_GET  # noqa: N815
 
     def _send(self, body: bytes, fault: Fault | None, proxy: Proxy) -> None:
         if fault == "flip":
@@ -115,10 +115,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
     def handle(self) -> None:
-        try:
+        # The client goes away, as clients that are killed do; or we hang up on it.
+        with suppress(OSError, ValueError):
             super().handle()
-        except (OSError, ValueError):
-            pass  # The client went away, as clients that are killed do; or we hung up on it.
 
     def log_message(self, *arguments: object) -> None:
         pass
