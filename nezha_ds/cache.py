@@ -30,6 +30,8 @@ DOWNLOADS = 4
 DAMAGED_TRIES = 3
 """Downloads of a file whose hash is not the expected one, before the fault is the store's."""
 PART = ".part"
+TELL_SECONDS = 60
+"""How often the log tells what was fetched."""
 POLL_SECONDS = 0.02
 """How often one looks again whether another process is done, or has made room."""
 
@@ -67,6 +69,7 @@ class Cache:
         self.statistics = Statistics()
         self._counting = threading.Lock()
         self._closed = self._warned = False
+        self._told = time.monotonic()
         for part in folder.glob(f"*/shards/*{PART}"):
             _remove(part)
 
@@ -91,6 +94,20 @@ class Cache:
         finally:
             if not ahead:
                 self._count(wait_seconds=time.monotonic() - began)
+
+    def tell(self) -> None:
+        """Log what was fetched since the beginning, if anything was."""
+        self._told, now = time.monotonic(), self.statistics
+        if now.downloads:
+            _log.info(
+                "%s: %d shards (%.2f GB) fetched, %d requests repeated, %d shards removed, %.1f s waited",
+                self.folder,
+                now.downloads,
+                now.bytes / 1e9,
+                now.retries,
+                now.evictions,
+                now.wait_seconds,
+            )
 
     def close(self) -> None:
         """Break off what is being downloaded by this object, at the next block."""
@@ -157,6 +174,8 @@ class Cache:
             if self._copy(item, file) == item.sha256:
                 os.fdatasync(file)
                 self._count(downloads=1, bytes=item.bytes)
+                if time.monotonic() - self._told > TELL_SECONDS:
+                    self.tell()
                 return
             _log.warning("%s came damaged: its hash is not the manifest's; once more", shown(item.uri))
             self._count(retries=1)

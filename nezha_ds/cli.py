@@ -55,12 +55,13 @@ def inspect(given: argparse.Namespace) -> int:
     from nezha_ds.corpus.inspect import show, statistics, table
     from nezha_ds.data.preview import masked_positions
     from nezha_ds.data.settings import MaskingSettings
+    from nezha_ds.shelf import open_shelf
 
-    console = Console()
-    console.print(table(statistics(given.folder)))
+    console, shelf = Console(), open_shelf(given.folder)
+    console.print(table(statistics(shelf)))
     masking = MaskingSettings(method=given.masking)
     show(
-        given.folder,
+        shelf,
         given.samples,
         lambda ids, starts, number: masked_positions(ids, starts, number, masking, given.seed),
         console,
@@ -177,9 +178,11 @@ def _add_inspect(commands: Any) -> None:
         "inspect",
         inspect,
         "Tell what a prepared folder holds, and show samples with words apart and masks on red.",
-        "  nezha-ds inspect build/shards\n  nezha-ds inspect build/shards --samples 10 --masking character",
+        "  nezha-ds inspect build/shards\n"
+        "  nezha-ds inspect build/shards --samples 10 --masking character\n"
+        "  nezha-ds inspect s3://bucket/prepared",
     )
-    command.add_argument("folder", type=Path, metavar="DIR")
+    command.add_argument("folder", metavar="DIR", help="what prepare wrote, or the URI of a copy")
     command.add_argument("--samples", type=int, default=3, help="documents to show (default: 3)")
     command.add_argument("--masking", default="whole-word", choices=("whole-word", "character", "n-gram", "span"))
     command.add_argument("--seed", type=int, default=1, help="another seed, other masks (default: 1)")

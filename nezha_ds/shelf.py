@@ -19,9 +19,11 @@ from nezha_ds.cache import Ahead, Cache, Item, Statistics
 from nezha_ds.errors import DataError
 from nezha_ds.files import make_folder, write_atomically
 from nezha_ds.remote import NotThereError, child, is_remote, list_files, read_bytes, shown
-from nezha_ds.shards import MANIFEST, VOCABULARY, Columns, Manifest, ShardEntry, Verify, open_shard, parse_manifest
+from nezha_ds.shards import MANIFEST, VOCABULARY, Columns, ShardEntry, Verify, open_shard, parse_manifest
 from nezha_ds.shards import check_sizes as check_local_sizes
 
+LIMIT = 64_000_000_000
+"""Bytes of shards that the cache keeps where nobody says otherwise."""
 READ_AHEAD = 8
 """Shards that are fetched ahead in the manifest's order."""
 
@@ -61,7 +63,8 @@ class RemoteShelf(Shelf):
     """A prepared folder behind a URI."""
 
     def __init__(self, uri: str, cache: Path, limit: int) -> None:
-        manifest = _read_manifest(uri)
+        data = _read_manifest(uri)
+        manifest = parse_manifest(data, shown(child(uri, MANIFEST)))
         super().__init__(make_folder(cache / manifest.fingerprint[:24]))
         self.limit = limit
         self._uri, self._entries = uri, manifest.shards
@@ -71,7 +74,7 @@ class RemoteShelf(Shelf):
         self._ahead = Ahead(self._cache)
         self._told = False
         self.statistics = self._cache.statistics
-        _write_if_other(self.folder / MANIFEST, manifest.model_dump_json(indent=1).encode() + b"\n")
+        _write_if_other(self.folder / MANIFEST, data)
         _write_if_other(self.folder / VOCABULARY, read_bytes(child(uri, VOCABULARY)))
 
     def open_shard(self, entry: ShardEntry, vocabulary_size: int, verify: Verify = "hashes") -> Columns:
@@ -110,6 +113,7 @@ class RemoteShelf(Shelf):
     def close(self) -> None:
         """Stop fetching ahead and let go of what was fetched."""
         self._ahead.close()
+        self._cache.tell()
 
     def _item(self, entry: ShardEntry) -> Item:
         return Item(child(self._uri, entry.name), self._shards / entry.name, entry.bytes, entry.sha256)
@@ -132,7 +136,7 @@ class RemoteShelf(Shelf):
         return columns
 
 
-def open_shelf(location: str, cache: str, limit: int) -> Shelf:
+def open_shelf(location: str, cache: str = "", limit: int = LIMIT) -> Shelf:
     """The shelf of a folder or a URI. `cache` is the node's folder for what comes from afar, "" for the default.
 
     DataError when a URI holds no prepared folder; a path is looked into by who reads it.
@@ -152,9 +156,9 @@ def as_shelf(folder: Path | Shelf) -> Shelf:
     return folder if isinstance(folder, Shelf) else Shelf(folder)
 
 
-def _read_manifest(uri: str) -> Manifest:
+def _read_manifest(uri: str) -> bytes:
     try:
-        return parse_manifest(read_bytes(child(uri, MANIFEST)), shown(child(uri, MANIFEST)))
+        return read_bytes(child(uri, MANIFEST))
     except NotThereError:
         raise DataError(
             f"{shown(uri)} has no {MANIFEST}: not a prepared folder, or not all of it; run `nezha-ds prepare INPUT "

@@ -26,10 +26,10 @@ from nezha_ds.shards import (
     Manifest,
     ShardEntry,
     Split,
-    open_shard,
     read_manifest,
     unpack_words,
 )
+from nezha_ds.shelf import Shelf, as_shelf
 from nezha_ds.text.vocab import CONTINUATION, Vocabulary, load_vocabulary
 
 Counts = NDArray[np.int64]
@@ -90,12 +90,13 @@ def entropy(counts: Counts) -> float:
     return float(-(share * np.log(share)).sum())
 
 
-def statistics(folder: Path) -> Statistics:
+def statistics(folder: Path | Shelf) -> Statistics:
     """Read a prepared folder through; DataError when it is not one, or damaged."""
-    manifest = read_manifest(folder)
+    shelf = as_shelf(folder)
+    manifest = read_manifest(shelf.folder)
     size = manifest.tokenizer.vocabulary_size
     tokens, sentences, documents, words = (np.zeros(0, dtype=np.int64) for _ in range(4))
-    for entry, columns in _shards(folder, manifest):
+    for entry, columns in _shards(shelf, manifest):
         if entry.split == "train":
             tokens = _add(tokens, np.bincount(columns.tokens, minlength=size))
         sentences = _add(sentences, _by_power(np.diff(columns.sentences, append=len(columns.tokens))))
@@ -115,9 +116,9 @@ def statistics(folder: Path) -> Statistics:
     )
 
 
-def _shards(folder: Path, manifest: Manifest) -> Iterator[tuple[ShardEntry, Columns]]:
+def _shards(shelf: Shelf, manifest: Manifest) -> Iterator[tuple[ShardEntry, Columns]]:
     for entry in manifest.shards:
-        yield entry, open_shard(folder, entry, manifest.tokenizer.vocabulary_size)
+        yield entry, shelf.open_shard(entry, manifest.tokenizer.vocabulary_size)
 
 
 def _by_power(lengths: Counts) -> Counts:
@@ -179,13 +180,18 @@ def bars(counts: Counts) -> str:
 
 
 def show(
-    folder: Path, samples: int, mask: PickMask | None = None, console: Console | None = None, split: Split = "train"
+    folder: Path | Shelf,
+    samples: int,
+    mask: PickMask | None = None,
+    console: Console | None = None,
+    split: Split = "train",
 ) -> None:
     """Print the beginnings of documents, spread evenly over a split, with words apart and masks in colour."""
-    manifest = read_manifest(folder)
-    tokens = folder_vocabulary(folder, manifest).tokens
+    shelf = as_shelf(folder)
+    manifest = read_manifest(shelf.folder)
+    tokens = folder_vocabulary(shelf.folder, manifest).tokens
     console = console or Console()
-    for number, (ids, word_starts) in enumerate(beginnings(folder, manifest, samples, split)):
+    for number, (ids, word_starts) in enumerate(beginnings(shelf, manifest, samples, split)):
         masked = frozenset[int]() if mask is None else frozenset(mask(ids, word_starts, number))
         pieces = [tokens[int(index)] for index in ids]
         console.print(render(pieces, word_starts.tolist(), masked))
@@ -193,15 +199,15 @@ def show(
 
 
 def beginnings(
-    folder: Path, manifest: Manifest, samples: int, split: Split
+    folder: Path | Shelf, manifest: Manifest, samples: int, split: Split
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.bool_]]]:
     """(ids, word starts) of the first SAMPLE_TOKENS tokens of up to `samples` documents, spread evenly over a split."""
-    entries = manifest.of(split)
+    shelf, entries = as_shelf(folder), manifest.of(split)
     bounds = np.cumsum([0, *(entry.documents for entry in entries)], dtype=np.int64)
     total = int(bounds[-1])
     for place in range(0, total, max(1, total // max(1, samples)))[:samples]:
         shard = int(np.searchsorted(bounds, place, side="right")) - 1
-        columns = open_shard(folder, entries[shard], manifest.tokenizer.vocabulary_size)
+        columns = shelf.open_shard(entries[shard], manifest.tokenizer.vocabulary_size)
         document = place - int(bounds[shard])
         start, stop = int(columns.documents[document]), int(columns.documents[document + 1])
         index = np.arange(start, min(stop, start + SAMPLE_TOKENS), dtype=np.int64)

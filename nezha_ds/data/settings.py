@@ -9,6 +9,7 @@ from pydantic import field_validator, model_validator
 
 from nezha_ds.config import Settings
 from nezha_ds.shards import Verify
+from nezha_ds.shelf import LIMIT
 
 SHORTEST, LONGEST = 16, 4096
 LONGEST_GROUP = 10
@@ -23,7 +24,7 @@ class DataSettings(Settings):
     cache: str = ""
     """Folder of each node for the shards of a URI, shared by its ranks, on a disk of its own; "" is nezha-ds-UID in
     the temporary folder (TMPDIR)."""
-    cache_limit: float = 64.0
+    cache_limit: float = LIMIT / 1e9
     """GB (10^9 bytes) of shards that the cache keeps; what was used longest ago goes first."""
     length: int = 128
     """Tokens in a sample, [CLS] and [SEP] included: 16 to 4096. 128 for most of training, 512 to finish."""
