@@ -24,7 +24,7 @@ from nezha_ds.shards import Manifest, read_manifest
 from nezha_ds.shelf import open_shelf
 from nezha_ds.world import World
 from tests.data.folders import RANDOM_IDS, SPECIAL, random_columns, write_folder
-from tests.helpers import proxy, runs, s3
+from tests.helpers import proxy, s3
 from tests.helpers.ranks import environment
 
 SHARDS = 3 * WINDOW
@@ -234,16 +234,3 @@ def test_inspect_tells_of_a_bucket_what_it_tells_of_the_folder(embedded, store, 
         assert main(["inspect", str(place), "--samples", "1"]) == 0
         told.append(capsys.readouterr().out)
     assert told[0] == told[1]
-
-
-def test_two_ranks_train_on_a_bucket_as_on_a_folder(embedded, store, tmp_path, warm):
-    uri = store.upload(embedded, "trained/prepared")
-    steps = ("train.steps=4", "train.save_every=4", "train.eval_samples=8")
-    far = runs.make(tmp_path / "far", Path("unused"), f"data.shards={uri}", f"data.cache={tmp_path / 'cache'}", *steps)
-    near = runs.make(tmp_path / "near", embedded, *steps)
-    assert "shards (" in far.finish(2)
-    near.finish(2)
-    assert far.losses() == near.losses() != {}
-    assert sorted(path.name for path in (tmp_path / "cache").glob("*/shards/*")) == sorted(
-        path.name for path in embedded.glob("*.arrow")
-    )
