@@ -113,9 +113,11 @@ class Cache:
         """Break off what is being downloaded by this object, at the next block."""
         self._closed = True
 
-    def discard(self, item: Item) -> None:
-        """Forget a file that turned out to be damaged. Who has it mapped keeps what they have."""
-        item.path.unlink(missing_ok=True)
+    def discard(self, item: Item, held: int) -> None:
+        """Let go of a file that turned out to be damaged, and remove it unless another process already has."""
+        if _is_at(held, item.path):
+            item.path.unlink(missing_ok=True)
+        os.close(held)
 
     def _bring(self, item: Item, ahead: bool) -> int | None:
         """Download and hold the file; None where another process is at it, or there is no room ahead of need."""

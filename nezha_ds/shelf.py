@@ -67,8 +67,9 @@ class RemoteShelf(Shelf):
         manifest = parse_manifest(data, shown(child(uri, MANIFEST)))
         super().__init__(make_folder(cache / manifest.fingerprint[:24]))
         self.limit = limit
-        self._uri, self._entries = uri, manifest.shards
-        self._places = {entry.name: place for place, entry in enumerate(manifest.shards)}
+        self._uri = uri
+        parts = (manifest.of("train"), manifest.of("heldout"))
+        self._from = {entry.name: part[at : at + 1 + READ_AHEAD] for part in parts for at, entry in enumerate(part)}
         self._shards = make_folder(self.folder / "shards")
         self._cache = Cache(cache, limit)
         self._ahead = Ahead(self._cache)
@@ -80,8 +81,7 @@ class RemoteShelf(Shelf):
     def open_shard(self, entry: ShardEntry, vocabulary_size: int, verify: Verify = "hashes") -> Columns:
         """As `shards.open_shard`, once the shard is here. A cached file that is damaged is downloaded again."""
         if not self._told:
-            place = self._places[entry.name]
-            self._ahead.want([self._item(after) for after in self._entries[place : place + 1 + READ_AHEAD]])
+            self._ahead.want([self._item(coming) for coming in self._from[entry.name]])
         columns = self._open(entry, vocabulary_size, verify)
         self._ahead.release(self._shards / entry.name)
         return columns
@@ -126,8 +126,7 @@ class RemoteShelf(Shelf):
             columns = open_shard(self._shards, entry, vocabulary_size, verify)
         except DataError as error:
             _log.warning("%s; it is only a copy, and comes again", error)
-            os.close(held)
-            self._cache.discard(item)
+            self._cache.discard(item, held)
             held = self._cache.fetch(item)
             assert held is not None
             columns = open_shard(self._shards, entry, vocabulary_size, verify)

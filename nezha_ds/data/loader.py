@@ -7,7 +7,7 @@ stale after a crash, and an error in the thread is the consumer's next exception
 import threading
 import time
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import fields, replace
 from types import TracebackType
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nezha_ds.batch import Batch
+from nezha_ds.cache import Statistics as Fetched
 from nezha_ds.data.collate import SpecialIds
 from nezha_ds.data.dataset import PADDING, open_dataset
 from nezha_ds.data.order import Order, Share
@@ -33,7 +34,16 @@ Made = Generator[tuple[Batch, Statistics], None, None]
 class Loader(Iterator[Batch]):
     """Iterates over micro-batches while a thread makes `prefetch` of them ahead. Close it, or use it in `with`."""
 
-    def __init__(self, made: Made, *, share: Share, prefetch: int, plan_size: int, fingerprint: str) -> None:
+    def __init__(
+        self,
+        made: Made,
+        *,
+        share: Share,
+        prefetch: int,
+        plan_size: int,
+        fingerprint: str,
+        fetched: Sequence[Fetched] = (),
+    ) -> None:
         self.plan_size = plan_size
         """Samples in the plan, N: an epoch."""
         self.fingerprint = fingerprint
@@ -44,6 +54,7 @@ class Loader(Iterator[Batch]):
         """Micro-batches handed out."""
         self.statistics = Statistics()
         """What was masked in the micro-batches handed out."""
+        self._fetched, self._told = fetched, (0, 0)
         self._made, self._share, self._prefetch = made, share, prefetch
         self._ready: deque[tuple[Batch, Statistics]] = deque()
         self._error: BaseException | None = None
@@ -56,6 +67,12 @@ class Loader(Iterator[Batch]):
     def position(self) -> int:
         """The sample number from which a new loader goes on; a step that was not served whole is served again."""
         return self._share.position(self.served)
+
+    def take_fetched(self) -> tuple[int, int]:
+        """Since the last call: bytes of shards that came from a store, and requests that had to be made again."""
+        before = self._told
+        self._told = (sum(one.bytes for one in self._fetched), sum(one.retries for one in self._fetched))
+        return self._told[0] - before[0], self._told[1] - before[1]
 
     def __next__(self) -> Batch:
         began = time.perf_counter()
@@ -146,6 +163,7 @@ def build_loader(
         prefetch=data.prefetch,
         plan_size=len(dataset.plan),
         fingerprint=manifest.fingerprint,
+        fetched=[dataset.shelf.statistics],
     )
 
 
@@ -188,6 +206,7 @@ def build_evaluation(
         prefetch=data.prefetch,
         plan_size=len(dataset.plan),
         fingerprint=manifest.fingerprint,
+        fetched=[dataset.shelf.statistics],
     )
 
 

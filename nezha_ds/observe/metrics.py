@@ -111,6 +111,8 @@ TABLE: tuple[Metric, ...] = (
     Metric("nezha_train_overflow_steps_total", "counter", "Steps whose update was dropped by an overflow"),
     Metric("nezha_data_epoch", "gauge", "Passes over the data, with the part of the present one"),
     Metric("nezha_data_masked_ratio", "gauge", "Achieved mask rate of this attempt"),
+    Metric("nezha_data_fetched_bytes_total", "counter", "Bytes of shards that came from a store"),
+    Metric("nezha_data_fetch_retries_total", "counter", "Requests to a store that had to be made again"),
     Metric(
         "nezha_eval_loss",
         "gauge",
@@ -188,6 +190,8 @@ def _of_progress(event: Record) -> Iterator[Value]:
     yield Value("nezha_train_tokens_total", event.padding_tokens, {"kind": "padding"})
     yield Value("nezha_train_tokens_total", event.masked_tokens, {"kind": "masked"})
     yield Value("nezha_data_epoch", event.epoch)
+    yield Value("nezha_data_fetched_bytes_total", event.fetched_bytes)
+    yield Value("nezha_data_fetch_retries_total", event.fetch_retries)
 
 
 def _of_numerics(event: Record) -> Iterator[Value]:

@@ -114,8 +114,8 @@ def _record(job: Job, step: int, meter: LossMeter) -> Record:
     measured = meter.take(job.ranks)
     taken = job.interval.take()
     names = ("samples", "tokens", "places")
-    counts = job.ranks.add_up(torch.tensor([taken.counts.get(name, 0) for name in names]))
-    samples, tokens, places = counts.tolist()
+    own = [*(taken.counts.get(name, 0) for name in names), *job.batches.take_fetched()]
+    samples, tokens, places, fetched, retries = job.ranks.add_up(torch.tensor(own)).tolist()
     return Record(
         time=time.time(),
         step=step,
@@ -132,6 +132,8 @@ def _record(job: Job, step: int, meter: LossMeter) -> Record:
         padding_tokens=places - tokens,
         masked_tokens=measured.predictions,
         masked_ratio=job.batches.statistics.mask_rate,
+        fetched_bytes=fetched,
+        fetch_retries=retries,
         seconds=taken.seconds,
         step_seconds=taken.step_seconds,
         phase_seconds=taken.phase_seconds,

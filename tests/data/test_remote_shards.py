@@ -167,6 +167,16 @@ def test_a_rank_downloads_little_more_than_its_first_windows_before_the_first_ba
     assert WINDOW <= len(shard_gets(front)) <= 2 * WINDOW
 
 
+def test_a_loader_tells_what_came_from_the_store_and_how_often_it_asked_again(tmp_path, folder, uri, front):
+    front.rule = lambda request, before: "error" if request.path.endswith("train-00003.arrow") and not before else None
+    with loader(settings(uri + front.parameters, tmp_path)) as made:
+        next(made)
+        fetched, retries = made.take_fetched()
+        assert fetched == sum(entry.bytes for entry in read_manifest(folder).of("train"))
+        assert retries >= 1
+        assert made.take_fetched() == (0, 0)
+
+
 def test_a_plan_that_was_uploaded_spares_the_reading_of_every_shard(tmp_path, folder, store, front):
     expected = load_plan(folder, read_manifest(folder), "train", settings(folder))
     uri = store.upload(folder, "planned/prepared") + front.parameters

@@ -6,6 +6,7 @@ import pytest
 
 from nezha_ds.config import build
 from nezha_ds.errors import ConfigError, DataError
+from nezha_ds.observe.events import Record
 from nezha_ds.train.recipe import Recipe
 from nezha_ds.train.source import check_source, prepare_if_missing
 from tests.helpers import runs
@@ -21,6 +22,7 @@ def test_two_ranks_train_on_a_bucket_as_one_does_on_a_folder(embedded, store, tm
     assert "shards (0.01 GB) fetched" in far.finish(2)
     near.finish()
     assert far.losses() == pytest.approx(near.losses(), rel=1e-5)
+    assert sum(event.fetched_bytes for event in far.events() if isinstance(event, Record)) > 0
     shards = sorted(path.name for path in embedded.glob("*.arrow"))
     assert sorted(path.name for path in cache.glob("*/shards/*")) == shards
 
