@@ -173,14 +173,20 @@ class _Stored(Manifest):
 
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a prepared folder; DataError when the folder is not one, of a later format, or was changed."""
-    path = folder / MANIFEST
     try:
-        stored = _Stored.model_validate_json(path.read_bytes())
+        data = (folder / MANIFEST).read_bytes()
     except OSError:
         raise DataError(
             f"{folder} has no {MANIFEST}: not a prepared folder, or its preparation did not finish; "
             f"run `nezha-ds prepare INPUT --out {folder}`"
         ) from None
+    return parse_manifest(data, folder / MANIFEST)
+
+
+def parse_manifest(data: bytes, path: str | Path) -> Manifest:
+    """The manifest that was read from `path`; DataError when it is damaged, of a later format, or was changed."""
+    try:
+        stored = _Stored.model_validate_json(data)
     except ValidationError as error:
         first = error.errors()[0]
         raise DataError(

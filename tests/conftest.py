@@ -11,7 +11,7 @@ from hypothesis import settings
 
 from nezha_ds.corpus.prepare import prepare
 from nezha_ds.corpus.settings import PrepareSettings
-from tests.helpers import ranks
+from tests.helpers import ranks, s3
 
 # A time limit for each example fails on a busy machine.
 settings.register_profile("patient", deadline=None)
@@ -40,6 +40,15 @@ def embedded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shards") / "embedded"
     prepare(PrepareSettings(out=folder), progress=False)
     return folder
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3.Store]:
+    """A running S3 store, which this process finds as its endpoint."""
+    with s3.serve(tmp_path_factory.mktemp("s3") / "store") as running, pytest.MonkeyPatch.context() as patch:
+        for name, value in running.environment.items():
+            patch.setenv(name, value)
+        yield running
 
 
 @pytest.hookimpl(hookwrapper=True)

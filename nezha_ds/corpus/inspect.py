@@ -22,7 +22,8 @@ from nezha_ds.corpus.prepare import REPORT
 from nezha_ds.corpus.report import Report
 from nezha_ds.errors import DataError
 from nezha_ds.files import sha256_of
-from nezha_ds.shards import MANIFEST, VOCABULARY, Columns, Ids, Manifest, check_folder, open_shard, read_manifest
+from nezha_ds.shards import MANIFEST, VOCABULARY, Columns, Ids, Manifest, read_manifest
+from nezha_ds.shelf import Shelf, as_shelf
 from nezha_ds.text.vocab import CONTINUATION, Vocabulary, load_vocabulary
 
 Counts = NDArray[np.int64]
@@ -106,20 +107,21 @@ def entropy(counts: Counts) -> float:
 # --------------------------------------------------------------------------------------------------------- the counting
 
 
-def statistics(folder: Path, progress: bool = False) -> Statistics:
+def statistics(folder: Path | Shelf, progress: bool = False) -> Statistics:
     """Read a prepared folder through; DataError when it is not one, or damaged.
 
     `progress` draws a bar on stderr if there is much to read.
     """
-    manifest, gauge = read_manifest(folder), Gauge()
-    check_folder(folder, manifest)
+    shelf, gauge = as_shelf(folder), Gauge()
+    manifest = read_manifest(shelf.folder)
+    shelf.check(manifest)
     size, bound = manifest.tokenizer.vocabulary_size, manifest.total("bytes")
     share = _COUNTED_WORDS // max(1, len(manifest.of("train")))
     tokens, sentences, documents, words = (np.zeros(0, dtype=np.int64) for _ in range(4))
     packed: list[NDArray[np.uint64]] = []
     with bar("inspect", bound, gauge, shown=progress and bound > _QUICK):
         for entry in manifest.shards:
-            columns = open_shard(folder, entry, size)
+            columns = shelf.open_shard(entry, size)
             sentences = _add(sentences, by_length(np.diff(columns.sentences, append=len(columns.tokens))))
             documents = _add(documents, by_length(np.diff(columns.documents)))
             words = _add(words, _word_lengths(columns))

@@ -7,7 +7,8 @@ stale after a crash, and an error in the thread is the consumer's next exception
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, fields, replace
 from itertools import zip_longest
 from types import TracebackType
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nezha_ds.batch import Batch
+from nezha_ds.cache import Statistics as Fetched
 from nezha_ds.data.collate import SpecialIds
 from nezha_ds.data.dataset import PADDING
 from nezha_ds.data.mixture import MixedOrder, Mixture, heldout_samples, open_mixture
@@ -27,7 +29,7 @@ from nezha_ds.data.settings import DataSettings, MaskingSettings
 from nezha_ds.shards import Split
 from nezha_ds.world import World
 
-Made = Iterator[tuple[Batch, Statistics]]
+Made = Generator[tuple[Batch, Statistics], None, None]
 """Micro-batches, and what was counted in each."""
 
 
@@ -44,6 +46,7 @@ class Loader(Iterator[Batch]):
         fingerprint: str,
         sources: Sequence[str] = (),
         sections: Mapping[str, int] | None = None,
+        fetched: Sequence[Fetched] = (),
     ) -> None:
         self.plan_size = plan_size
         """Samples in the plan, N: an epoch, where all texts are gone through at one pace."""
@@ -60,6 +63,7 @@ class Loader(Iterator[Batch]):
         self.statistics = Statistics()
         """What was masked in the micro-batches handed out."""
         self._told: tuple[int, ...] = ()
+        self._fetched, self._told_fetched = fetched, (0, 0)
         self._made, self._share, self._prefetch = made, share, prefetch
         self._ready: deque[tuple[Batch, Statistics]] = deque()
         self._error: BaseException | None = None
@@ -78,6 +82,12 @@ class Loader(Iterator[Batch]):
         before, self._told = self._told, self.statistics.sources
         grown = [now - then for now, then in zip_longest(self._told, before, fillvalue=0)]
         return {source: grown[number] if number < len(grown) else 0 for number, source in enumerate(self.sources)}
+
+    def take_fetched(self) -> tuple[int, int]:
+        """Since the last call: bytes of shards that came from a store, and requests that had to be made again."""
+        before = self._told_fetched
+        self._told_fetched = (sum(one.bytes for one in self._fetched), sum(one.retries for one in self._fetched))
+        return self._told_fetched[0] - before[0], self._told_fetched[1] - before[1]
 
     def __next__(self) -> Batch:
         began = time.perf_counter()
@@ -121,6 +131,7 @@ class Loader(Iterator[Batch]):
         except BaseException as error:
             self._error = error
         finally:
+            self._made.close()
             with self._changed:
                 self._ended = True
                 self._changed.notify_all()
@@ -159,9 +170,12 @@ def build_loader(stream: Stream, *, global_batch: int, first: int, split: Split 
 
     def made() -> Made:
         at, block = 0, pipeline.block(stream.micro_batch)
-        while True:
-            yield from _split(*pipeline.make(*order.place(share.numbers(at, block))), stream)
-            at += block
+        with closing(mixture):
+            while True:
+                numbers = share.numbers(at, block)
+                mixture.expect(order.shards_from(int(numbers[0])))
+                yield from _split(*pipeline.make(*order.place(numbers)), stream)
+                at += block
 
     return _loader(made(), share, stream, mixture)
 
@@ -184,11 +198,12 @@ def build_evaluation(stream: Stream, *, limit: int, split: Split = "heldout") ->
         sections[source] = share.accumulation
 
     def made() -> Made:
-        for samples, share in parts:
-            block = pipeline.block(stream.micro_batch)
-            for at in range(0, share.accumulation, block):
-                own = samples[share.numbers(at, min(block, share.accumulation - at))]
-                yield from _split(*pipeline.make(own, np.zeros_like(own)), stream)
+        with closing(mixture):
+            for samples, share in parts:
+                block = pipeline.block(stream.micro_batch)
+                for at in range(0, share.accumulation, block):
+                    own = samples[share.numbers(at, min(block, share.accumulation - at))]
+                    yield from _split(*pipeline.make(own, np.zeros_like(own)), stream)
 
     whole = Share(0, stream.micro_batch, together * sum(sections.values()), stream.world)
     return _loader(made(), whole, stream, mixture, sections)
@@ -205,6 +220,7 @@ def _loader(
         fingerprint=mixture.fingerprint,
         sources=mixture.sources,
         sections=sections,
+        fetched=mixture.fetched,
     )
 
 

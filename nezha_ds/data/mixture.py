@@ -19,18 +19,18 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
 from math import gcd, lcm
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nezha_ds.data.dataset import Dataset, Seconds, Slices
+from nezha_ds.cache import Statistics as Fetched
+from nezha_ds.data.dataset import Dataset, Seconds, Slices, shelf_of
 from nezha_ds.data.order import Numbers, Order
 from nezha_ds.data.plan import Progress, load_plan
 from nezha_ds.data.randomness import key_of
 from nezha_ds.data.settings import DataSettings
 from nezha_ds.errors import ConfigError, DataError
-from nezha_ds.shards import Columns, Manifest, Split, TokenizerEntry, check_folder, read_manifest
+from nezha_ds.shards import Columns, Manifest, Split, TokenizerEntry, read_manifest
 
 LONGEST_PATTERN = 1_000_000
 """Turns in a pattern: 16 MB of tables."""
@@ -61,6 +61,11 @@ class Schedule:
         cycles, at = np.divmod(numbers, len(self._parts))
         parts = self._parts[at]
         return parts, cycles * self.weights[parts] + self._turns[at]
+
+    def turn(self, part: int, number: int) -> int:
+        """Which of a part's own samples is the first from a sample number on."""
+        cycles, at = divmod(number, len(self._parts))
+        return cycles * int(self.weights[part]) + int(np.count_nonzero(self._parts[:at] == part))
 
 
 @dataclass(frozen=True)
@@ -122,6 +127,21 @@ class Mixture:
         folder = int(np.searchsorted(self._shards, shard, side="right")) - 1
         return self._datasets[folder].columns(shard - int(self._shards[folder]))
 
+    @property
+    def fetched(self) -> list[Fetched]:
+        """What came from a store, by folder."""
+        return [dataset.shelf.statistics for dataset in self._datasets]
+
+    def expect(self, shards: Sequence[int]) -> None:
+        """Which shards come next, the most urgent first: those that are not on this machine are fetched."""
+        for dataset, first, end in zip(self._datasets, self._shards, self._shards[1:], strict=False):
+            dataset.expect([shard - int(first) for shard in shards if first <= shard < end])
+
+    def close(self) -> None:
+        """Let go of all shards, and fetch no more."""
+        for dataset in self._datasets:
+            dataset.close()
+
 
 class MixedOrder:
     """Which sample comes when: the schedule's turns, filled from each part's own order."""
@@ -131,6 +151,7 @@ class MixedOrder:
             if not mixture.size(part.shards):
                 raise DataError(f"{part.name} has no documents to train on; prepare more of it, or take it out")
         self._schedule = Schedule([part.weight for part in mixture.parts])
+        self._shards = [part.shards for part in mixture.parts]
         self._orders = [
             Order(
                 mixture.counts[part.shards],
@@ -149,6 +170,13 @@ class MixedOrder:
             here = np.flatnonzero(parts == part)
             samples[here], epochs[here] = order.sample(turns[here]), order.epochs(turns[here])
         return samples, epochs
+
+    def shards_from(self, number: int) -> list[int]:
+        """The mixture's shards that are read around sample number `number`, of every part."""
+        shards: list[int] = []
+        for part, order in enumerate(self._orders):
+            shards += self._shards[part][order.shards_from(self._schedule.turn(part, number))].tolist()
+        return shards
 
 
 def heldout_samples(mixture: Mixture, limit: int) -> Iterator[tuple[str, Numbers]]:
@@ -174,7 +202,7 @@ def read_manifests(settings: DataSettings) -> dict[str, Manifest]:
 
     DataError when a folder is not prepared, not with the tokenizer and the normalisation of the others, or given twice.
     """
-    manifests = {name: read_manifest(Path(part.shards)) for name, part in settings.parts.items()}
+    manifests = {name: read_manifest(shelf_of(part).folder) for name, part in settings.parts.items()}
     names = sorted(manifests, key=lambda name: manifests[name].fingerprint)
     for name, other in pairwise(names):
         one, two = settings.parts[name].shards, settings.parts[other].shards
@@ -212,10 +240,11 @@ def open_mixture(settings: DataSettings, split: Split, progress: Progress | None
     shards = 0
     for name in having:
         one, manifest = settings.parts[name], manifests[name]
+        shelf = shelf_of(one)
         # Once, at the beginning: an evaluation opens its split every time anew.
         if split == "train" and one.verify != "never":
-            check_folder(Path(one.shards), manifest)
-        dataset = Dataset(manifest, split, one, load_plan(Path(one.shards), manifest, split, one, progress))
+            shelf.check(manifest)
+        dataset = Dataset(manifest, split, one, load_plan(shelf, manifest, split, one, progress), shelf)
         folders.append((name, dataset))
         weight = settings.mixture[name].weight if name else 1
         for source, share, own in _parts(one.shards, manifest, dataset):

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from nezha_ds.config import Settings
 from nezha_ds.shards import Verify
+from nezha_ds.shelf import LIMIT
 
 SHORTEST, LONGEST = 16, 4096
 LONGEST_GROUP = 10
@@ -35,12 +36,18 @@ class DataSettings(Settings):
     """Which prepared text to train on, and how it is cut into samples."""
 
     shards: str = ""
-    """Folder that `nezha-ds prepare` wrote: shards, manifest.json and vocab.txt. Unset where there is a mixture."""
+    """Folder that `nezha-ds prepare` wrote: shards, manifest.json and vocab.txt; or the URI of one, s3://bucket/folder
+    or what else Arrow's file systems open. Unset where there is a mixture."""
     mixture: dict[str, Ingredient] = Field(default_factory=dict)
     """Several such folders in place of one, by names for the metrics, each with a weight in whole numbers:
     `[data.mixture]`, `news = {shards = "/data/news", weight = 3}`, `law = {shards = "/data/law", weight = 1}`. In order
     and masks the mixture is as exact as one folder; each text is gone through at its own pace, epoch after epoch. All
     have one tokenizer. Weights that a preparation gave to its sources count within its share."""
+    cache: str = ""
+    """Folder of each node for the shards of a URI, shared by its ranks, on a disk of its own; "" is nezha-ds-UID in
+    the temporary folder (TMPDIR)."""
+    cache_limit: float = LIMIT / 1e9
+    """GB (10^9 bytes) of shards that the cache keeps; what was used longest ago goes first."""
     length: int = 128
     """Tokens in a sample, [CLS] and [SEP] included: 16 to 4096. 128 for most of training, 512 to finish."""
     format: Literal["full-sentences", "doc-sentences", "segment-pair", "sentence-pair"] = "full-sentences"
@@ -73,6 +80,13 @@ class DataSettings(Settings):
                 "remove shards, or remove the mixture"
             )
         return self
+
+    @field_validator("cache_limit")
+    @classmethod
+    def _limit_is_positive(cls, limit: float) -> float:
+        if not 0 < limit < math.inf:
+            raise ValueError(f"{limit} GB cannot hold a shard; take what the node's disk can spare")
+        return limit
 
     @field_validator("length")
     @classmethod

@@ -76,6 +76,10 @@ class Record(_Event):
     """Text tokens of each source, without special ones."""
     masked_ratio: float
     """Achieved mask rate since this attempt began, of text tokens: a broken pipeline shows here first."""
+    fetched_bytes: int = 0
+    """Of shards that came from a store."""
+    fetch_retries: int = 0
+    """Requests to the store that had to be made again."""
     seconds: float
     """Wall time since the last record, evaluations and saves included."""
     step_seconds: tuple[float, ...]

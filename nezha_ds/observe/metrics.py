@@ -117,6 +117,8 @@ TABLE: tuple[Metric, ...] = (
         labels={"source": ANY},
     ),
     Metric("nezha_data_masked_ratio", "gauge", "Achieved mask rate of this attempt"),
+    Metric("nezha_data_fetched_bytes_total", "counter", "Bytes of shards that came from a store"),
+    Metric("nezha_data_fetch_retries_total", "counter", "Requests to a store that had to be made again"),
     Metric(
         "nezha_eval_loss",
         "gauge",
@@ -198,6 +200,8 @@ def _of_progress(event: Record) -> Iterator[Value]:
     for source, tokens in event.source_tokens.items():
         yield Value("nezha_data_source_tokens_total", tokens, {"source": source})
     yield Value("nezha_data_epoch", event.epoch)
+    yield Value("nezha_data_fetched_bytes_total", event.fetched_bytes)
+    yield Value("nezha_data_fetch_retries_total", event.fetch_retries)
 
 
 def _of_numerics(event: Record) -> Iterator[Value]:

@@ -114,8 +114,9 @@ def _record(job: Job, step: int, meter: LossMeter) -> Record:
     measured = meter.take(job.ranks)
     taken = job.interval.take()
     names = ("samples", "tokens", "places")
-    own = [*(taken.counts.get(name, 0) for name in names), *job.batches.take_source_tokens().values()]
-    samples, tokens, places, *source_tokens = job.ranks.add_up(torch.tensor(own)).tolist()
+    own = [*(taken.counts.get(name, 0) for name in names), *job.batches.take_fetched()]
+    own += job.batches.take_source_tokens().values()
+    samples, tokens, places, fetched, retries, *source_tokens = job.ranks.add_up(torch.tensor(own)).tolist()
     return Record(
         time=time.time(),
         step=step,
@@ -133,6 +134,8 @@ def _record(job: Job, step: int, meter: LossMeter) -> Record:
         masked_tokens=measured.predictions,
         source_tokens=dict(zip(job.batches.sources, source_tokens, strict=True)),
         masked_ratio=job.batches.statistics.mask_rate,
+        fetched_bytes=fetched,
+        fetch_retries=retries,
         seconds=taken.seconds,
         step_seconds=taken.step_seconds,
         phase_seconds=taken.phase_seconds,

@@ -1,6 +1,7 @@
 """The prepared text as a run reads it: checked, planned once per node, and cut for this rank."""
 
 import logging
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,11 +9,13 @@ from nezha_ds.corpus.inspect import folder_vocabulary
 from nezha_ds.corpus.prepare import prepare
 from nezha_ds.corpus.settings import PrepareSettings
 from nezha_ds.data.collate import replacement_ids, special_ids
+from nezha_ds.data.dataset import shards_to_open, shelf_of
 from nezha_ds.data.loader import Loader, Stream, build_evaluation, build_loader
 from nezha_ds.data.mixture import fingerprint_of, read_manifests
 from nezha_ds.data.plan import load_plan
 from nezha_ds.errors import ConfigError
-from nezha_ds.shards import MANIFEST, Manifest, Split, check_folder
+from nezha_ds.remote import is_remote
+from nezha_ds.shards import MANIFEST, Manifest, Split
 from nezha_ds.text.tokenizer import tokenizer_files
 from nezha_ds.text.vocab import Vocabulary
 from nezha_ds.train.engine import Engine
@@ -71,11 +74,12 @@ class Source:
 def check_source(recipe: Recipe) -> Source:
     """The prepared text as the recipe names it; DataError when it is not there, not whole, or mixed up."""
     manifests = read_manifests(recipe.data)
-    folders = {name: Path(part.shards) for name, part in recipe.data.parts.items()}
+    shelves = {name: shelf_of(part) for name, part in recipe.data.parts.items()}
     for name, manifest in manifests.items():
         if recipe.data.verify != "never":
-            check_folder(folders[name], manifest)
-    vocabularies = [folder_vocabulary(folders[name], manifest) for name, manifest in manifests.items()]
+            shelves[name].check(manifest)
+        shards_to_open(manifest, "train", shelves[name].limit)
+    vocabularies = [folder_vocabulary(shelves[name].folder, manifest) for name, manifest in manifests.items()]
     return Source(recipe, manifests, vocabularies[0])
 
 
@@ -86,8 +90,9 @@ def open_source(recipe: Recipe, ranks: Ranks) -> Source:
         for name, manifest in source.manifests.items():
             part = recipe.data.parts[name]
             splits: tuple[Split, ...] = ("train", "heldout") if manifest.of("heldout") else ("train",)
-            for split in splits:
-                load_plan(Path(part.shards), manifest, split, part, _log_progress)
+            with closing(shelf_of(part)) as shelf:
+                for split in splits:
+                    load_plan(shelf, manifest, split, part, _log_progress)
     ranks.wait()
     return source
 
@@ -104,6 +109,8 @@ def prepare_if_missing(recipe: Recipe) -> None:
             "run.prepare fills data.shards, and the recipe reads a mixture; prepare its folders with `nezha-ds prepare`"
         )
     shards = Path(recipe.data.shards)
+    if is_remote(recipe.data.shards):
+        return
     if recipe.run.prepare and not (shards / MANIFEST).exists():
         log.info("preparing %s into %s", ", ".join(recipe.run.prepare), shards)
         prepare(PrepareSettings(inputs=recipe.run.prepare, out=shards))
