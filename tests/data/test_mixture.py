@@ -359,3 +359,11 @@ def test_no_shard_is_opened_twice_in_an_epoch(tmp_path):
         pipeline.make(*order.place(np.arange(24) + at))
     (dataset,) = mixture._datasets
     assert dataset.columns.cache_info().misses == 160
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=4), st.integers(0, 10**6))
+def test_the_turn_of_each_part_from_a_sample_number_on_is_that_of_its_next_sample(weights, number):
+    schedule = Schedule(weights)
+    parts, turns = schedule.place(np.arange(number, number + int(schedule.weights.sum())))
+    for part in range(len(weights)):
+        assert schedule.turn(part, number) == turns[np.argmax(parts == part)]

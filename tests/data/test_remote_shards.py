@@ -18,7 +18,7 @@ from nezha_ds.data.dataset import open_dataset
 from nezha_ds.data.loader import Loader, Stream, build_evaluation, build_loader
 from nezha_ds.data.order import WINDOW, Order
 from nezha_ds.data.plan import load_plan
-from nezha_ds.data.settings import DataSettings, MaskingSettings
+from nezha_ds.data.settings import DataSettings, Ingredient, MaskingSettings
 from nezha_ds.errors import ConfigError, DataError
 from nezha_ds.shards import Manifest, read_manifest
 from nezha_ds.shelf import open_shelf
@@ -227,3 +227,17 @@ def test_inspect_tells_of_a_bucket_what_it_tells_of_the_folder(embedded, store, 
         assert main(["inspect", str(place), "--samples", "1"]) == 0
         told.append(capsys.readouterr().out)
     assert told[0] == told[1]
+
+
+def test_a_mixture_of_a_bucket_and_a_folder_is_that_of_two_folders(tmp_path, tmp_path_factory, folder, uri, front):
+    other = tmp_path_factory.mktemp("other")
+    write_folder(other, [random_columns(100 + seed, 60) for seed in range(WINDOW)])
+
+    def mixed(place: object) -> DataSettings:
+        mixture = {"far": Ingredient(shards=str(place), weight=3), "near": Ingredient(shards=str(other), weight=1)}
+        return DataSettings(mixture=mixture, length=64, cache=str(tmp_path))
+
+    first = 5 * BATCH
+    assert batches(loader(mixed(uri + front.parameters), first=first), 60) == batches(
+        loader(mixed(folder), first=first), 60
+    )
