@@ -91,11 +91,12 @@ def inspect(given: argparse.Namespace) -> int:
     from nezha_ds.data.preview import preview
     from nezha_ds.data.settings import DataSettings, MaskingSettings
     from nezha_ds.files import write_atomically
+    from nezha_ds.shelf import open_shelf
 
-    chosen = {"shards": str(given.folder), "length": given.length, "format": given.format}
-    settings = build(DataSettings, chosen, "the command line")
-    found, report = statistics(given.folder, progress=True), folder_report(given.folder)
-    vocabulary = folder_vocabulary(given.folder, found.manifest)
+    chosen = {"shards": given.folder, "length": given.length, "format": given.format}
+    settings, shelf = build(DataSettings, chosen, "the command line"), open_shelf(given.folder)
+    found, report = statistics(shelf, progress=True), folder_report(shelf.folder)
+    vocabulary = folder_vocabulary(shelf.folder, found.manifest)
     masks = preview(settings, MaskingSettings(method=given.masking), given.seed, vocabulary, given.samples)
     if given.json:
         print(json.dumps(as_json(found, masks, vocabulary, report), ensure_ascii=False, indent=1))  # noqa: T201
@@ -106,7 +107,7 @@ def inspect(given: argparse.Namespace) -> int:
             show_report(report, console)
         show(masks.rows, vocabulary, console)
     if given.html:
-        write_atomically(given.html, page(given.folder, found, masks, vocabulary, report))
+        write_atomically(given.html, page(shelf.folder, found, masks, vocabulary, report))
         print(f"{given.html} holds the page", file=sys.stderr)  # noqa: T201 - stdout may be JSON
     return 0
 
@@ -322,9 +323,10 @@ def _add_inspect(commands: Any) -> None:
         "  nezha-ds inspect build/shards\n"
         "  nezha-ds inspect build/shards --samples 10 --masking character\n"
         "  nezha-ds inspect build/shards --html page.html         the same with charts, for a browser\n"
-        "  nezha-ds inspect build/shards --samples 0 --json",
+        "  nezha-ds inspect build/shards --samples 0 --json\n"
+        "  nezha-ds inspect s3://bucket/prepared",
     )
-    command.add_argument("folder", type=Path, metavar="DIR")
+    command.add_argument("folder", metavar="DIR", help="what prepare wrote, or the URI of a copy")
     command.add_argument("--samples", type=_count, default=4, help="samples to show (default: 4)")
     command.add_argument("--masking", default="whole-word", choices=("whole-word", "character", "n-gram", "span"))
     command.add_argument("--length", type=int, default=128, help="places of a sample (default: 128)")

@@ -48,6 +48,12 @@ _UNREACHABLE = ("NETWORK_CONNECTION", "UNAVAILABLE", "Could not connect", "Could
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
+OnRetry = Callable[[], None]
+"""Called before a request is made again."""
+
+
+class NotThereError(DataError):
+    """The store answers, and has nothing of that name."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +100,7 @@ def list_files(uri: str) -> list[RemoteFile]:
 
     found = retried(uri, listed)
     if not found:
-        raise DataError(f"{shown(uri)} holds no files; check the bucket and the path")
+        raise NotThereError(f"{shown(uri)} holds no files; check the bucket and the path")
     return sorted(found, key=lambda file: file.uri)
 
 
@@ -104,13 +110,13 @@ def read_bytes(uri: str) -> bytes:
         return file.read()
 
 
-def open_file(uri: str) -> BinaryIO:
+def open_file(uri: str, on_retry: OnRetry | None = None) -> BinaryIO:
     """The file to read from and to seek in. DataError, here or while reading, when it cannot be had."""
-    file = retried(uri, lambda: _open_input(uri))
-    return io.BufferedReader(_Reader(uri, file), BLOCK)
+    file = retried(uri, lambda: _open_input(uri), on_retry)
+    return io.BufferedReader(_Reader(uri, file, on_retry), BLOCK)
 
 
-def retried(uri: str, action: Callable[[], T], on_retry: Callable[[], None] | None = None) -> T:
+def retried(uri: str, action: Callable[[], T], on_retry: OnRetry | None = None) -> T:
     """What `action` returns, tried again after failures that may pass, the waits growing and never quite the same.
 
     DataError names the URI, the reason, the cure and the tries.
@@ -120,7 +126,7 @@ def retried(uri: str, action: Callable[[], T], on_retry: Callable[[], None] | No
             return action()
         except (OSError, ValueError, NotImplementedError, pa.ArrowException) as error:
             if attempt == TRIES or _is_final(error):
-                raise DataError(_explain(uri, error, attempt)) from None
+                raise _explain(uri, error, attempt) from None
             # Ranks that failed together must not come back together.
             wait = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (attempt - 1)) * (0.5 + secrets.randbelow(1000) / 2000)
             reason = _reason(error)
@@ -134,8 +140,9 @@ def retried(uri: str, action: Callable[[], T], on_retry: Callable[[], None] | No
 class _Reader(io.RawIOBase):
     """A remote file as Python's buffered readers take it: each read is one request, and one that fails is repeated."""
 
-    def __init__(self, uri: str, file: Any) -> None:
-        self._uri, self._file, self._at, self._size = uri, file, 0, int(file.size())
+    def __init__(self, uri: str, file: Any, on_retry: OnRetry | None) -> None:
+        self._uri, self._file, self._on_retry = uri, file, on_retry
+        self._at, self._size = 0, int(file.size())
 
     def readable(self) -> bool:
         return True
@@ -166,7 +173,7 @@ class _Reader(io.RawIOBase):
 
     def _read(self, count: int) -> bytes:
         count = max(0, min(count, self._size - self._at))
-        data = retried(self._uri, lambda: self._whole(count)) if count else b""
+        data = retried(self._uri, lambda: self._whole(count), self._on_retry) if count else b""
         self._at += count
         return data
 
@@ -242,18 +249,20 @@ def _reason(error: Exception) -> str:
     return re.sub(r"\s*\(Request ID: [^)]*\)", "", " ".join(str(error).split())).rstrip(". ")
 
 
-def _explain(uri: str, error: Exception, tries: int) -> str:
+def _explain(uri: str, error: Exception, tries: int) -> DataError:
     reason, name = _reason(error), shown(uri)
     if isinstance(error, (FileNotFoundError, IsADirectoryError)) or "NO_SUCH_BUCKET" in reason:
-        return f"{name} is not there; check the bucket and the path, and AWS_ENDPOINT_URL if the store is not Amazon's"
+        return NotThereError(
+            f"{name} is not there; check the bucket and the path, and AWS_ENDPOINT_URL if the store is not Amazon's"
+        )
     if isinstance(error, ValueError):
-        return f"{name} cannot be opened ({reason}); give a URI such as s3://bucket/folder"
+        return DataError(f"{name} cannot be opened ({reason}); give a URI such as s3://bucket/folder")
     if isinstance(error, PermissionError) or any(word in reason for word in _DENIED):
-        return (
+        return DataError(
             f"{name} may not be read ({reason}); check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY and what the bucket "
             "allows them"
         )
     cure = "try again later"
     if any(word in reason for word in _UNREACHABLE):
         cure = "check AWS_ENDPOINT_URL, its http or https, AWS_REGION and the network"
-    return f"{name} cannot be read after {tries} tries ({reason}); {cure}"
+    return DataError(f"{name} cannot be read after {tries} tries ({reason}); {cure}")

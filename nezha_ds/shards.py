@@ -8,10 +8,11 @@ A shard is an Arrow IPC file of one record batch, about 64 MB, read by memory ma
 
 One batch a file keeps each column in one piece, so a shard is four flat arrays (`Columns`) and a sample is a slice of
 them: 2.2 bytes a token, no object per document. `manifest.json` names everything that the ids depend on; its
-own hash is the fingerprint of the data. Shards know nothing of sequence lengths or objectives.
+own hash is the fingerprint of the data, and stands in it too. Shards know nothing of sequence lengths or objectives.
 """
 
 import hashlib
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from nezha_ds.config import Settings
 from nezha_ds.errors import DataError
@@ -164,29 +165,49 @@ class Manifest(Settings):
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write `manifest.json`, last and at once: a folder that has one is complete."""
-    write_atomically(folder / MANIFEST, manifest.model_dump_json(indent=1).encode() + b"\n")
+    tree = {"fingerprint": manifest.fingerprint, **json.loads(manifest.model_dump_json())}
+    write_atomically(folder / MANIFEST, json.dumps(tree, indent=1, ensure_ascii=False) + "\n")
+
+
+class _Stored(Manifest):
+    """`manifest.json`: the manifest, and the hash that it had when it was written."""
+
+    written: str = Field(default="", alias="fingerprint")
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a prepared folder; DataError when the folder is not one, or of a later format."""
-    path = folder / MANIFEST
+    """The manifest of a prepared folder; DataError when the folder is not one, of a later format, or was changed."""
     try:
-        manifest = Manifest.model_validate_json(path.read_bytes())
+        data = (folder / MANIFEST).read_bytes()
     except OSError:
         raise DataError(
             f"{folder} has no {MANIFEST}: not a prepared folder, or its preparation did not finish; "
             f"run `nezha-ds prepare INPUT --out {folder}`"
         ) from None
+    return parse_manifest(data, folder / MANIFEST)
+
+
+def parse_manifest(data: bytes, path: str | Path) -> Manifest:
+    """The manifest that was read from `path`; DataError when it is damaged, of a later format, or was changed."""
+    try:
+        stored = _Stored.model_validate_json(data)
     except ValidationError as error:
         first = error.errors()[0]
         raise DataError(
-            f"{path} is damaged ({'.'.join(map(str, first['loc'])) or 'not JSON'}: {first['msg']}); prepare again"
+            f"{path} is damaged ({'.'.join(map(str, first['loc'])) or 'not JSON'}: {first['msg']}); copy it again, or "
+            "delete it and prepare again"
         ) from None
+    manifest = Manifest.model_construct(**{name: getattr(stored, name) for name in Manifest.model_fields})
     if manifest.format != FORMAT:
         raise DataError(f"{path} has format {manifest.format}, this version reads {FORMAT}; prepare again or update")
     for entry in manifest.shards:
         if Path(entry.name).name != entry.name or entry.name in ("", ".."):
             raise DataError(f"{path} names a shard outside its folder: {entry.name!r}; do not use this data")
+    if stored.written != manifest.fingerprint:
+        raise DataError(
+            f"{path} was changed after it was written (it is not what its fingerprint says); copy it again, or delete "
+            "it and prepare again"
+        )
     return manifest
 
 
@@ -249,6 +270,21 @@ def check_sizes(folder: Path, entries: Iterable[ShardEntry]) -> None:
             raise DataError(f"shard {path} {state}; copy it again, or delete {folder / MANIFEST} and prepare again")
 
 
+def check_folder(folder: Path, manifest: Manifest) -> None:
+    """Every shard of the manifest is there in its size, and no other; DataError names the first that is at fault.
+
+    One look at the folder and one at each file: 0.1 s for 10,000 shards on a local disk.
+    """
+    check_sizes(folder, manifest.shards)
+    listed = {entry.name for entry in manifest.shards}
+    strays = sorted(path.name for path in folder.glob("*.arrow") if path.name not in listed)
+    if strays:
+        raise DataError(
+            f"shard {folder / strays[0]} is not in {MANIFEST}: two preparations mixed? Remove it, or "
+            f"delete {folder / MANIFEST} and prepare again"
+        )
+
+
 def open_shard(folder: Path, entry: ShardEntry, vocabulary_size: int, verify: Verify = "hashes") -> Columns:
     """Map one shard into memory. With `verify="hashes"` its bytes are checked against the manifest first (2 GB/s).
 
@@ -258,11 +294,16 @@ def open_shard(folder: Path, entry: ShardEntry, vocabulary_size: int, verify: Ve
     if verify != "never":
         check_sizes(folder, [entry])
     if verify == "hashes" and sha256_of(path) != entry.sha256:
-        raise DataError(f"shard {path} is damaged (its hash is not the manifest's); copy it again or prepare again")
+        raise DataError(
+            f"shard {path} is damaged or of another preparation (its hash is not the manifest's); copy it again, or "
+            f"delete {folder / MANIFEST} and prepare again"
+        )
     try:
         columns = _from_ipc(path)
     except (OSError, pa.ArrowException, KeyError, ValueError, TypeError) as error:
-        raise DataError(f"shard {path} cannot be read ({error}); copy it again or prepare again") from None
+        raise DataError(
+            f"shard {path} cannot be read ({error}); copy it again, or delete {folder / MANIFEST} and prepare again"
+        ) from None
     _check_columns(path, columns, entry, vocabulary_size, values=verify == "hashes")
     return columns
 
@@ -272,6 +313,8 @@ def _from_ipc(path: Path) -> Columns:
         if reader.num_record_batches != 1:
             raise ValueError(f"{reader.num_record_batches} record batches instead of one")
         batch = reader.get_batch(0)
+    # Sizes only, 20 us: an array that claims more than its buffer holds would be read beyond the file, a bus error.
+    batch.validate()
     tokens, words, sentences = (batch.column(name) for name in ("tokens", "words", "sentences"))
     documents = np.asarray(tokens.offsets).astype(np.int64)
     sentence_offsets = np.asarray(sentences.offsets).astype(np.int64)
@@ -293,13 +336,17 @@ def _buffer(array: Any, dtype: Any) -> NDArray[Any]:
 
 def _check_columns(path: Path, columns: Columns, entry: ShardEntry, vocabulary_size: int, values: bool) -> None:
     """What must hold so that no later index can be out of range; the values too when the hash was checked."""
+    begins = columns.documents[:-1][np.diff(columns.documents) != 0]
     sound = (
         len(columns.tokens) == entry.tokens == columns.documents[-1]
+        and len(columns.documents) == entry.documents + 1
         and columns.documents[0] == 0
         and bool(np.all(np.diff(columns.documents) >= 0))
         and len(columns.sentences) == entry.sentences
-        and bool(np.all(np.diff(columns.sentences) > 0))
+        and bool(np.all(np.diff(columns.sentences, append=entry.tokens) > 0))
         and len(columns.word_bits) == (entry.tokens + 7) // 8
+        # Each document begins with a sentence.
+        and np.array_equal(np.append(columns.sentences, -1)[np.searchsorted(columns.sentences, begins)], begins)
     )
     if not sound:
         raise DataError(f"shard {path} does not hold what the manifest says; two preparations mixed? Prepare again")

@@ -29,7 +29,7 @@ from nezha_ds.shards import (
     ShardEntry,
     SourceEntry,
     TokenizerEntry,
-    check_sizes,
+    check_folder,
     read_manifest,
     write_manifest,
 )
@@ -174,9 +174,11 @@ def shards_in(folder: Path) -> Iterable[Path]:
 
 
 def complete(folder: Path, identity: Identity) -> Manifest:
-    """The manifest of a folder that has one, with the weights of today; DataError when shards are missing."""
+    """The manifest of a folder that has one, with the weights of today; DataError when shards are missing, or others
+    are there.
+    """
     manifest = read_manifest(folder)
-    check_sizes(folder, manifest.shards)
+    check_folder(folder, manifest)
     if manifest.sources != identity.source_entries:
         check_weights(identity, manifest.shards)
         manifest = manifest.model_copy(update={"sources": identity.source_entries})

@@ -20,7 +20,9 @@ from nezha_ds.corpus.masks import OUTCOMES, Masks
 from nezha_ds.corpus.progress import watched
 from nezha_ds.corpus.report import Report
 from nezha_ds.errors import DataError
-from nezha_ds.shards import MANIFEST, Columns, Ids, Manifest, open_shard, read_manifest
+from nezha_ds.files import sha256_of
+from nezha_ds.shards import MANIFEST, Columns, Ids, Manifest, read_manifest
+from nezha_ds.shelf import Shelf, as_shelf
 from nezha_ds.text.kinds import kind_of
 from nezha_ds.text.vocab import Vocabulary
 
@@ -105,19 +107,21 @@ def entropy(counts: Counts) -> float:
 # --------------------------------------------------------------------------------------------------------- the counting
 
 
-def statistics(folder: Path, progress: bool = False) -> Statistics:
+def statistics(folder: Path | Shelf, progress: bool = False) -> Statistics:
     """Read a prepared folder through; DataError when it is not one, or damaged.
 
     `progress` draws a bar on stderr if there is much to read.
     """
-    manifest, gauge = read_manifest(folder), Gauge(shared=False)
+    shelf, gauge = as_shelf(folder), Gauge(shared=False)
+    manifest = read_manifest(shelf.folder)
+    shelf.check(manifest)
     size, bound = manifest.tokenizer.vocabulary_size, manifest.total("bytes")
     share = _COUNTED_WORDS // max(1, len(manifest.of("train")))
     tokens, sentences, documents, words = (np.zeros(0, dtype=np.int64) for _ in range(4))
     packed: list[NDArray[np.uint64]] = []
     with watched("inspect", bound, gauge.read, shown=progress and bound > _QUICK):
         for entry in manifest.shards:
-            columns = open_shard(folder, entry, size)
+            columns = shelf.open_shard(entry, size)
             sentences = _add(sentences, by_length(np.diff(columns.sentences, append=len(columns.tokens))))
             documents = _add(documents, by_length(np.diff(columns.documents)))
             words = _add(words, _word_lengths(columns))
@@ -225,13 +229,14 @@ def _most_frequent(parts: Sequence[NDArray[np.uint64]], bits: int) -> Iterator[t
 def folder_vocabulary(folder: Path, manifest: Manifest) -> Vocabulary:
     """The vocabulary that lies in a prepared folder; DataError when it is not the one that its ids were made with."""
     kind = kind_of(manifest.tokenizer.kind, folder / MANIFEST)
-    vocabulary = kind.load(folder / kind.file)
-    if vocabulary.sha256 != manifest.tokenizer.vocabulary_sha256:
+    path = folder / kind.file
+    # The hash first: what else is wrong with a damaged file has no other cure.
+    if path.is_file() and sha256_of(path) != manifest.tokenizer.vocabulary_sha256:
         raise DataError(
-            f"{folder / kind.file} is not the vocabulary that {folder / MANIFEST} was prepared with; "
-            "two preparations mixed? Prepare again"
+            f"{path} is not the vocabulary that {folder / MANIFEST} was prepared with; "
+            "damaged, or two preparations mixed? Copy it again, or prepare again"
         )
-    return vocabulary
+    return kind.load(path)
 
 
 def word(ids: Sequence[int], vocabulary: Vocabulary) -> str:

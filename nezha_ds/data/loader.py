@@ -7,8 +7,10 @@ stale after a crash, and an error in the thread is the consumer's next exception
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import fields, replace
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, fields, replace
+from itertools import zip_longest
 from types import TracebackType
 
 import numpy as np
@@ -16,33 +18,52 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nezha_ds.batch import Batch
+from nezha_ds.cache import Statistics as Fetched
 from nezha_ds.data.collate import SpecialIds
-from nezha_ds.data.dataset import PADDING, open_dataset
-from nezha_ds.data.order import Order, Share
+from nezha_ds.data.dataset import PADDING
+from nezha_ds.data.mixture import MixedOrder, Mixture, heldout_samples, open_mixture
+from nezha_ds.data.order import Numbers, Share
 from nezha_ds.data.pipeline import Counts, Pipeline, Statistics
 from nezha_ds.data.plan import Progress
 from nezha_ds.data.settings import DataSettings, MaskingSettings
 from nezha_ds.shards import Split
 from nezha_ds.world import World
 
-Made = Iterator[tuple[Batch, Statistics]]
+Made = Generator[tuple[Batch, Statistics], None, None]
 """Micro-batches, and what was counted in each."""
 
 
 class Loader(Iterator[Batch]):
     """Iterates over micro-batches while a thread makes `prefetch` of them ahead. Close it, or use it in `with`."""
 
-    def __init__(self, made: Made, *, share: Share, prefetch: int, plan_size: int, fingerprint: str) -> None:
+    def __init__(
+        self,
+        made: Made,
+        *,
+        share: Share,
+        prefetch: int,
+        plan_size: int,
+        fingerprint: str,
+        sources: Sequence[str] = (),
+        sections: Mapping[str, int] | None = None,
+        fetched: Sequence[Fetched] = (),
+    ) -> None:
         self.plan_size = plan_size
-        """Samples in the plan, N: an epoch."""
+        """Samples in the plan, N: an epoch, where all texts are gone through at one pace."""
         self.fingerprint = fingerprint
-        """The data's identity, the manifest's hash."""
+        """The data's identity."""
+        self.sources = tuple(sources)
+        """The names of the texts, for metrics."""
+        self.sections = dict(sections or {})
+        """Of an evaluation: how many micro-batches it has of each source, in order; the same on every rank."""
         self.wait_seconds = 0.0
         """How long the consumer has waited for batches; when this grows, the loader is the bottleneck."""
         self.served = 0
         """Micro-batches handed out."""
         self.statistics = Statistics()
         """What was masked in the micro-batches handed out."""
+        self._told: tuple[int, ...] = ()
+        self._fetched, self._told_fetched = fetched, (0, 0)
         self._made, self._share, self._prefetch = made, share, prefetch
         self._ready: deque[tuple[Batch, Statistics]] = deque()
         self._error: BaseException | None = None
@@ -55,6 +76,18 @@ class Loader(Iterator[Batch]):
     def position(self) -> int:
         """The sample number from which a new loader goes on; a step that was not served whole is served again."""
         return self._share.position(self.served)
+
+    def take_source_tokens(self) -> dict[str, int]:
+        """Text tokens of each source in the micro-batches handed out since the last call."""
+        before, self._told = self._told, self.statistics.sources
+        grown = [now - then for now, then in zip_longest(self._told, before, fillvalue=0)]
+        return {source: grown[number] if number < len(grown) else 0 for number, source in enumerate(self.sources)}
+
+    def take_fetched(self) -> tuple[int, int]:
+        """Since the last call: bytes of shards that came from a store, and requests that had to be made again."""
+        before = self._told_fetched
+        self._told_fetched = (sum(one.bytes for one in self._fetched), sum(one.retries for one in self._fetched))
+        return self._told_fetched[0] - before[0], self._told_fetched[1] - before[1]
 
     def __next__(self) -> Batch:
         began = time.perf_counter()
@@ -98,101 +131,106 @@ class Loader(Iterator[Batch]):
         except BaseException as error:
             self._error = error
         finally:
+            self._made.close()
             with self._changed:
                 self._ended = True
                 self._changed.notify_all()
 
 
-def build_loader(
-    data: DataSettings,
-    masking: MaskingSettings,
-    *,
-    seed: int,
-    micro_batch: int,
-    global_batch: int,
-    world: World,
-    first: int,
-    special: SpecialIds,
-    random_ids: NDArray[np.int64],
-    split: Split = "train",
-    pin: bool = False,
-    progress: Progress | None = None,
-) -> Loader:
+@dataclass(frozen=True)
+class Stream:
+    """What the batches of a rank depend on, besides where they begin and end."""
+
+    data: DataSettings
+    masking: MaskingSettings
+    seed: int
+    micro_batch: int
+    world: World
+    special: SpecialIds
+    random_ids: NDArray[np.int64]
+    """The entries of the vocabulary that may replace a token."""
+    pin: bool = False
+    """Whether batches lie in pinned memory, from which a GPU copies while the host goes on."""
+    progress: Progress | None = None
+    """Told about a plan that has to be built first: let one rank of a node do so before the others come here."""
+
+    def pipeline(self, mixture: Mixture) -> Pipeline:
+        """What makes batches of the samples of a split."""
+        return Pipeline(mixture, self.masking, self.data.length, self.seed, self.special, self.random_ids)
+
+
+def build_loader(stream: Stream, *, global_batch: int, first: int, split: Split = "train") -> Loader:
     """This rank's micro-batches of a split from sample number `first` on, epoch after epoch, for ever.
 
-    `random_ids` are the entries that may replace a token. A plan is built first if there is none: let one rank of a
-    node do so (`load_plan`) before the others come here. ConfigError when the batch does not divide, DataError when the
-    data is at fault.
+    ConfigError when the batch does not divide, DataError when the data is at fault.
     """
-    share = Share(first, micro_batch, global_batch, world)
-    dataset, manifest = open_dataset(data, split, progress)
-    order = Order(dataset.plan.counts, seed)
-    pipeline = Pipeline(dataset, masking, data.length, seed, special, random_ids)
+    share = Share(first, stream.micro_batch, global_batch, stream.world)
+    mixture = open_mixture(stream.data, split, stream.progress)
+    order, pipeline = MixedOrder(mixture, stream.seed), stream.pipeline(mixture)
 
     def made() -> Made:
-        at, block = 0, pipeline.block(micro_batch)
-        while True:
-            numbers = share.numbers(at, block)
-            yield from _split(*pipeline.make(order.sample(numbers), order.epochs(numbers)), micro_batch, pin)
-            at += block
+        at, block = 0, pipeline.block(stream.micro_batch)
+        with closing(mixture):
+            while True:
+                numbers = share.numbers(at, block)
+                mixture.expect(order.shards_from(int(numbers[0])))
+                yield from _split(*pipeline.make(*order.place(numbers)), stream)
+                at += block
 
-    return Loader(
-        made(),
-        share=share,
-        prefetch=data.prefetch,
-        plan_size=len(dataset.plan),
-        fingerprint=manifest.fingerprint,
-    )
+    return _loader(made(), share, stream, mixture)
 
 
-def build_evaluation(
-    data: DataSettings,
-    masking: MaskingSettings,
-    *,
-    seed: int,
-    micro_batch: int,
-    world: World,
-    limit: int,
-    special: SpecialIds,
-    random_ids: NDArray[np.int64],
-    split: Split = "heldout",
-    pin: bool = False,
-    progress: Progress | None = None,
+def build_evaluation(stream: Stream, *, limit: int, split: Split = "heldout") -> Loader:
+    """This rank's part of about `limit` samples of a split, once, source after source, masked as in epoch 0.
+
+    Every rank gets the same number of full micro-batches of each source (`Loader.sections`). The places beyond a
+    source's last sample hold rows without text and without labels (sample id -1), so sums of losses and counts are the
+    same for any world size and micro-batch.
+    """
+    mixture = open_mixture(stream.data, split, stream.progress)
+    pipeline, together = stream.pipeline(mixture), stream.micro_batch * stream.world.world_size
+    parts: list[tuple[Numbers, Share]] = []
+    sections: dict[str, int] = {}
+    for source, samples in heldout_samples(mixture, limit):
+        padded = np.pad(samples, (0, -len(samples) % together), constant_values=PADDING)
+        share = Share(0, stream.micro_batch, len(padded), stream.world)
+        parts.append((padded, share))
+        sections[source] = share.accumulation
+
+    def made() -> Made:
+        with closing(mixture):
+            for samples, share in parts:
+                block = pipeline.block(stream.micro_batch)
+                for at in range(0, share.accumulation, block):
+                    own = samples[share.numbers(at, min(block, share.accumulation - at))]
+                    yield from _split(*pipeline.make(own, np.zeros_like(own)), stream)
+
+    whole = Share(0, stream.micro_batch, together * sum(sections.values()), stream.world)
+    return _loader(made(), whole, stream, mixture, sections)
+
+
+def _loader(
+    made: Made, share: Share, stream: Stream, mixture: Mixture, sections: Mapping[str, int] | None = None
 ) -> Loader:
-    """This rank's part of the first `limit` samples of a split, once, in the plan's order, masked as in epoch 0.
-
-    Every rank gets the same number of full micro-batches. The places beyond the last sample hold rows without text
-    and without labels (sample id -1), so sums of losses and counts are the same for any world size and micro-batch.
-    """
-    dataset, manifest = open_dataset(data, split, progress)
-    pipeline = Pipeline(dataset, masking, data.length, seed, special, random_ids)
-    count = min(limit, len(dataset.plan))
-    together = micro_batch * world.world_size
-    share = Share(0, micro_batch, -(-count // together) * together, world)
-
-    def made() -> Made:
-        block = pipeline.block(micro_batch)
-        for at in range(0, share.accumulation, block):
-            numbers = share.numbers(at, min(block, share.accumulation - at))
-            samples = np.where(numbers < count, numbers, PADDING)
-            yield from _split(*pipeline.make(samples, np.zeros_like(samples)), micro_batch, pin)
-
     return Loader(
-        made(),
+        made,
         share=share,
-        prefetch=data.prefetch,
-        plan_size=len(dataset.plan),
-        fingerprint=manifest.fingerprint,
+        prefetch=stream.data.prefetch,
+        plan_size=len(mixture),
+        fingerprint=mixture.fingerprint,
+        sources=mixture.sources,
+        sections=sections,
+        fetched=mixture.fetched,
     )
 
 
-def _split(batch: Batch, counts: Counts, size: int, pin: bool) -> Made:
-    """Micro-batches of `size` samples as views of one batch, which is pinned whole."""
+def _split(batch: Batch, counts: Counts, stream: Stream) -> Made:
+    """Micro-batches as views of one batch, which is pinned whole."""
     tensors: dict[str, Tensor] = {
-        field.name: value.pin_memory() if pin else value
+        field.name: value.pin_memory() if stream.pin else value
         for field in fields(batch)
         if (value := getattr(batch, field.name)) is not None
     }
-    for start in range(0, batch.samples, size):
-        part = {name: tensor[start : start + size] for name, tensor in tensors.items()}
-        yield replace(batch, **part), counts.sum(start, start + size)
+    for start in range(0, batch.samples, stream.micro_batch):
+        part = {name: tensor[start : start + stream.micro_batch] for name, tensor in tensors.items()}
+        yield replace(batch, **part), counts.sum(start, start + stream.micro_batch)

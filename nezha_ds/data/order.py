@@ -43,13 +43,20 @@ class _Layout:
 
 
 class Order:
-    """The order of a plan's samples under a seed. `counts` are the samples of each shard, in the plan's order."""
+    """The order of a plan's samples under a seed.
 
-    def __init__(self, counts: Sequence[int] | Numbers, seed: int, window: int = WINDOW) -> None:
+    `counts` are the samples of each shard, in the plan's order; `first` the number of each one's first sample, where
+    they are not all shards of the plan.
+    """
+
+    def __init__(
+        self, counts: Sequence[int] | Numbers, seed: int, window: int = WINDOW, first: Numbers | None = None
+    ) -> None:
         counts = np.asarray(counts, np.int64)
         self.samples = int(counts.sum())
         """N."""
-        self._first = np.cumsum(counts) - counts
+        self._first = np.cumsum(counts) - counts if first is None else first
+        self._window = window
         self._layout = lru_cache(maxsize=2)(partial(_lay_out, counts, window, seed))
 
     def epochs(self, numbers: Numbers) -> Numbers:
@@ -64,6 +71,16 @@ class Order:
             here = epochs == epoch
             samples[here] = self._at(self._layout(epoch), places[here])
         return samples
+
+    def shards_from(self, number: int) -> list[int]:
+        """The plan's shards that are read around sample number `number`: those of its window and of the next one."""
+        epoch, place = divmod(number, self.samples)
+        layout = self._layout(epoch)
+        start = self._window * (int(np.searchsorted(layout.windows, place, side="right")) - 1)
+        shards: list[int] = layout.shards[start : start + 2 * self._window].tolist()
+        if start + self._window >= len(layout.shards):
+            shards += self._layout(epoch + 1).shards[: self._window].tolist()
+        return list(dict.fromkeys(shards))
 
     def _at(self, layout: _Layout, places: Numbers) -> Numbers:
         window = np.searchsorted(layout.windows, places, side="right") - 1

@@ -5,6 +5,7 @@ the arrays still lie in the cache and the calls no longer count.
 """
 
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from nezha_ds.batch import IGNORE, Batch
 from nezha_ds.data.collate import Flags, Rows, SpecialIds, gather
-from nezha_ds.data.dataset import Dataset, Seconds
+from nezha_ds.data.dataset import Samples, Seconds
 from nezha_ds.data.masking import LONGEST_WORD, Masked, mask
 from nezha_ds.data.randomness import sample_keys
 from nezha_ds.data.settings import MaskingSettings
@@ -32,6 +33,8 @@ class Statistics:
     """Tokens to predict."""
     word_lengths: tuple[int, ...] = (0,) * (LONGEST_WORD + 1)
     """How many words of each length from 0 were masked; the last count holds longer ones too."""
+    sources: tuple[int, ...] = ()
+    """Text tokens of each source."""
 
     @property
     def mask_rate(self) -> float:
@@ -40,7 +43,8 @@ class Statistics:
 
     def __add__(self, other: "Statistics") -> "Statistics":
         lengths = tuple(a + b for a, b in zip(self.word_lengths, other.word_lengths, strict=True))
-        return Statistics(self.tokens + other.tokens, self.masked + other.masked, lengths)
+        sources = tuple(a + b for a, b in zip_longest(self.sources, other.sources, fillvalue=0))
+        return Statistics(self.tokens + other.tokens, self.masked + other.masked, lengths, sources)
 
 
 @dataclass(frozen=True)
@@ -53,18 +57,22 @@ class Counts:
     """(B,): tokens to predict."""
     word_lengths: NDArray[np.int64]
     """(B, LONGEST_WORD + 1): masked words by length."""
+    owners: NDArray[np.int64]
+    """(B,): the source of each."""
 
     def sum(self, start: int, end: int) -> Statistics:
         """Of the samples start .. end - 1."""
+        tokens, owners = self.tokens[start:end], self.owners[start:end]
         lengths: list[int] = self.word_lengths[start:end].sum(axis=0).tolist()
-        return Statistics(int(self.tokens[start:end].sum()), int(self.masked[start:end].sum()), tuple(lengths))
+        sources: list[int] = np.bincount(owners, tokens).astype(np.int64).tolist()
+        return Statistics(int(tokens.sum()), int(self.masked[start:end].sum()), tuple(lengths), tuple(sources))
 
 
 @dataclass(frozen=True)
 class Pipeline:
     """All that a masked sample depends on, besides its number in the plan and its epoch."""
 
-    dataset: Dataset
+    dataset: Samples
     masking: MaskingSettings
     length: int
     seed: int
@@ -82,6 +90,7 @@ class Pipeline:
             tokens=np.count_nonzero(rows.text, axis=1),
             masked=np.count_nonzero(masked.labels != IGNORE, axis=1),
             word_lengths=masked.word_lengths,
+            owners=self.dataset.owners[slices.shards],
         )
         return _to_batch(rows, masked, slices.seconds, samples), counts
 

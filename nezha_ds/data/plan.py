@@ -23,7 +23,8 @@ from nezha_ds.data.formats import FORMATS, Records
 from nezha_ds.data.settings import DataSettings
 from nezha_ds.errors import DataError, LaunchError
 from nezha_ds.files import make_folder, write_atomically
-from nezha_ds.shards import Manifest, ShardEntry, Split, open_shard
+from nezha_ds.shards import Manifest, ShardEntry, Split
+from nezha_ds.shelf import Shelf, as_shelf
 
 VERSION = 1
 """Part of the key: raise it when the same shards would give other samples."""
@@ -49,20 +50,24 @@ class Plan:
 
 
 def load_plan(
-    folder: Path, manifest: Manifest, split: Split, settings: DataSettings, progress: Progress | None = None
+    folder: Path | Shelf, manifest: Manifest, split: Split, settings: DataSettings, progress: Progress | None = None
 ) -> Plan:
     """The plan from its file, or built and written there; in memory where the folder cannot be written.
 
     DataError when the split is empty or a shard is damaged. `progress` is called only when there is something to build.
     """
+    shelf = as_shelf(folder)
     if not manifest.of(split):
-        raise DataError(_empty(folder, split))
-    path = folder / "plans" / f"{plan_key(manifest, split, settings)}.npy"
+        raise DataError(_empty(shelf.folder, split))
+    name = f"plans/{plan_key(manifest, split, settings)}.npy"
+    path = shelf.folder / name
+    if not path.exists():
+        shelf.bring(name)
     record = FORMATS[settings.format].record
     plan = _read(path, len(manifest.of(split)), record)
     if plan is not None:
         return plan
-    plan = build_plan(folder, manifest, split, settings, progress)
+    plan = build_plan(shelf, manifest, split, settings, progress)
     try:
         make_folder(path.parent)
         write_atomically(path, _to_bytes(plan))
@@ -79,13 +84,13 @@ def plan_key(manifest: Manifest, split: Split, settings: DataSettings) -> str:
 
 
 def build_plan(
-    folder: Path, manifest: Manifest, split: Split, settings: DataSettings, progress: Progress | None = None
+    folder: Path | Shelf, manifest: Manifest, split: Split, settings: DataSettings, progress: Progress | None = None
 ) -> Plan:
     """Cut every shard of the split into samples; DataError for a damaged shard."""
-    entries = manifest.of(split)
+    shelf, entries = as_shelf(folder), manifest.of(split)
     parts: list[Records] = []
     for entry in entries:
-        parts.append(_cut(folder, entry, len(parts), manifest.tokenizer.vocabulary_size, settings))
+        parts.append(_cut(shelf, entry, len(parts), manifest.tokenizer.vocabulary_size, settings))
         if progress:
             progress(len(parts), len(entries))
     plan = Plan(np.concatenate(parts), np.array([len(part) for part in parts], np.int64))
@@ -94,18 +99,18 @@ def build_plan(
             "%.0f%% of the pairs of %s (%s) have a random second segment, as most documents have one sentence; "
             "take data.format=doc-sentences and objective.nsp=0",
             100 * plan.records["random"].mean(),
-            folder,
+            shelf.folder,
             split,
         )
     return plan
 
 
-def _cut(folder: Path, entry: ShardEntry, number: int, vocabulary_size: int, settings: DataSettings) -> Records:
-    columns = open_shard(folder, entry, vocabulary_size, settings.verify)
+def _cut(shelf: Shelf, entry: ShardEntry, number: int, vocabulary_size: int, settings: DataSettings) -> Records:
+    columns = shelf.open_shard(entry, vocabulary_size, settings.verify)
     try:
         return FORMATS[settings.format].cut(columns, settings.length, settings.short_rate, number)
     except DataError as error:
-        raise DataError(f"shard {folder / entry.name} {error}") from None
+        raise DataError(f"shard {shelf.folder / entry.name} {error}") from None
 
 
 def _empty(folder: Path, split: Split) -> str:

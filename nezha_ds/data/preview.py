@@ -7,14 +7,13 @@ places are counted, which settles the rate to 0.05 points: 0.1 s, and 0.3 s for 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nezha_ds.batch import IGNORE, Batch
 from nezha_ds.data.collate import gather, replacement_ids, special_ids
-from nezha_ds.data.dataset import Dataset
+from nezha_ds.data.dataset import Dataset, shelf_of
 from nezha_ds.data.pipeline import Pipeline, Statistics
 from nezha_ds.data.plan import build_plan
 from nezha_ds.data.settings import DataSettings, MaskingSettings
@@ -112,12 +111,12 @@ def preview(settings: DataSettings, masking: MaskingSettings, seed: int, vocabul
 
     DataError when the folder or a shard is damaged, or no sample of this format can be cut.
     """
-    folder = Path(settings.shards)
-    manifest = read_manifest(folder)
+    shelf = shelf_of(settings)
+    manifest = read_manifest(shelf.folder)
     some = _some_shards(manifest)
-    plan = build_plan(folder, some, "train", settings)
+    plan = build_plan(shelf, some, "train", settings)
     pipeline = Pipeline(
-        Dataset(some, "train", settings, plan),
+        Dataset(some, "train", settings, plan, shelf),
         masking,
         settings.length,
         seed,

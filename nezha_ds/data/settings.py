@@ -1,24 +1,53 @@
 """What a recipe says about samples and masks."""
 
 import math
+import re
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from nezha_ds.config import Settings
 from nezha_ds.shards import Verify
+from nezha_ds.shelf import LIMIT
 
 SHORTEST, LONGEST = 16, 4096
 LONGEST_GROUP = 10
 
 
+class Ingredient(Settings):
+    """One prepared text of a mixture."""
+
+    shards: str
+    """Folder that `nezha-ds prepare` wrote."""
+    weight: int = 1
+    """Its samples, beside the weights of the others: 3 and 1 make three samples of every four the first one's."""
+
+    @field_validator("weight")
+    @classmethod
+    def _weighs_something(cls, weight: int) -> int:
+        if weight < 1:
+            raise ValueError(f"{weight} leaves nothing of this text; take 1 or more, or remove it from the mixture")
+        return weight
+
+
 class DataSettings(Settings):
     """Which prepared text to train on, and how it is cut into samples."""
 
-    shards: str
-    """Folder that `nezha-ds prepare` wrote: shards, manifest.json and the vocabulary."""
+    shards: str = ""
+    """Folder that `nezha-ds prepare` wrote: shards, manifest.json and the vocabulary; or the URI of one,
+    s3://bucket/folder or what else Arrow's file systems open. Unset where there is a mixture."""
+    mixture: dict[str, Ingredient] = Field(default_factory=dict)
+    """Several such folders in place of one, by names for the metrics, each with a weight in whole numbers:
+    `[data.mixture]`, `news = {shards = "/data/news", weight = 3}`, `law = {shards = "/data/law", weight = 1}`. In order
+    and masks the mixture is as exact as one folder; each text is gone through at its own pace, epoch after epoch. All
+    have one tokenizer. Weights that a preparation gave to its sources count within its share."""
+    cache: str = ""
+    """Folder of each node for the shards of a URI, shared by its ranks, on a disk of its own; "" is nezha-ds-UID in
+    the temporary folder (TMPDIR)."""
+    cache_limit: float = LIMIT / 1e9
+    """GB (10^9 bytes) of shards that the cache keeps; what was used longest ago goes first."""
     length: int = 128
     """Tokens in a sample, [CLS] and [SEP] included: 16 to 4096. 128 for most of training, 512 to finish."""
     format: Literal["full-sentences", "doc-sentences", "segment-pair", "sentence-pair"] = "full-sentences"
@@ -31,12 +60,33 @@ class DataSettings(Settings):
     prefetch: int = 4
     """Micro-batches made ahead by the loader's thread, at least 1."""
 
-    @field_validator("shards")
+    @field_validator("mixture")
     @classmethod
-    def _names_a_folder(cls, shards: str) -> str:
-        if not shards:
-            raise ValueError("the folder has no name; give the one that `nezha-ds prepare --out` wrote")
-        return shards
+    def _names_are_labels(cls, mixture: dict[str, Ingredient]) -> dict[str, Ingredient]:
+        for name, part in mixture.items():
+            if not re.fullmatch(r"\w[\w.-]*", name):
+                raise ValueError(f"{name!r} is no name for a text; take letters, digits, - and _, as in news-2026")
+            if not part.shards:
+                raise ValueError(f"the folder of {name!r} has no name; give the one that `nezha-ds prepare` wrote")
+        return mixture
+
+    @model_validator(mode="after")
+    def _reads_something(self) -> "DataSettings":
+        if not self.shards and not self.mixture:
+            raise ValueError("the folder has no name; give shards the one that `nezha-ds prepare --out` wrote")
+        if self.shards and self.mixture:
+            raise ValueError(
+                f"shards {self.shards!r} and a mixture of {', '.join(self.mixture)} are both given; "
+                "remove shards, or remove the mixture"
+            )
+        return self
+
+    @field_validator("cache_limit")
+    @classmethod
+    def _limit_is_positive(cls, limit: float) -> float:
+        if not 0 < limit < math.inf:
+            raise ValueError(f"{limit} GB cannot hold a shard; take what the node's disk can spare")
+        return limit
 
     @field_validator("length")
     @classmethod
@@ -58,6 +108,15 @@ class DataSettings(Settings):
         if prefetch < 1:
             raise ValueError(f"{prefetch} micro-batches ahead is not possible; take 1 or more")
         return prefetch
+
+    @property
+    def parts(self) -> "dict[str, DataSettings]":
+        """The settings of each folder by its name in the mixture; one that is alone has no name."""
+        if self.shards:
+            return {"": self}
+        return {
+            name: self.model_copy(update={"shards": part.shards, "mixture": {}}) for name, part in self.mixture.items()
+        }
 
     @property
     def pairs(self) -> bool:

@@ -34,6 +34,8 @@ class Start(_Event):
     target_steps: int
     """The step at which it will be done."""
     world_size: int
+    sources: tuple[str, ...] = ()
+    """The names of the texts that it reads."""
     model: str
     """`base`, `large`, or whatever the recipe calls it."""
     precision: Literal["fp32", "fp16", "bf16"]
@@ -70,8 +72,14 @@ class Record(_Event):
     padding_tokens: int
     masked_tokens: int
     """Those of the real tokens that had to be predicted."""
+    source_tokens: Mapping[str, int] = {}
+    """Text tokens of each source, without special ones."""
     masked_ratio: float
     """Achieved mask rate since this attempt began, of text tokens: a broken pipeline shows here first."""
+    fetched_bytes: int = 0
+    """Of shards that came from a store."""
+    fetch_retries: int = 0
+    """Requests to the store that had to be made again."""
     seconds: float
     """Wall time since the last record, evaluations and saves included."""
     step_seconds: tuple[float, ...]
@@ -96,6 +104,7 @@ class Evaluation(_Event):
 
     kind: Literal["evaluation"] = "evaluation"
     split: str
+    """`heldout`, or `heldout/NAME` for one of several sources."""
     loss: float
     losses: Mapping[str, float]
     mlm_accuracy: float

@@ -110,7 +110,15 @@ TABLE: tuple[Metric, ...] = (
     Metric("nezha_train_loss_scale", "gauge", "Dynamic loss scale; absent without fp16"),
     Metric("nezha_train_overflow_steps_total", "counter", "Steps whose update was dropped by an overflow"),
     Metric("nezha_data_epoch", "gauge", "Passes over the data, with the part of the present one"),
+    Metric(
+        "nezha_data_source_tokens_total",
+        "counter",
+        "Text tokens trained on by this attempt, by source; without special ones",
+        labels={"source": ANY},
+    ),
     Metric("nezha_data_masked_ratio", "gauge", "Achieved mask rate of this attempt"),
+    Metric("nezha_data_fetched_bytes_total", "counter", "Bytes of shards that came from a store"),
+    Metric("nezha_data_fetch_retries_total", "counter", "Requests to a store that had to be made again"),
     Metric(
         "nezha_eval_loss",
         "gauge",
@@ -168,6 +176,8 @@ def _of_start(event: Start) -> Iterator[Value]:
     yield Value("nezha_run_world_size", event.world_size)
     yield Value("nezha_train_global_step", event.step)
     yield Value("nezha_train_target_steps", event.target_steps)
+    for source in event.sources:
+        yield Value("nezha_data_source_tokens_total", 0, {"source": source})
 
 
 def _of_record(event: Record) -> Iterator[Value]:
@@ -187,7 +197,11 @@ def _of_progress(event: Record) -> Iterator[Value]:
     yield Value("nezha_train_tokens_total", event.real_tokens, {"kind": "real"})
     yield Value("nezha_train_tokens_total", event.padding_tokens, {"kind": "padding"})
     yield Value("nezha_train_tokens_total", event.masked_tokens, {"kind": "masked"})
+    for source, tokens in event.source_tokens.items():
+        yield Value("nezha_data_source_tokens_total", tokens, {"source": source})
     yield Value("nezha_data_epoch", event.epoch)
+    yield Value("nezha_data_fetched_bytes_total", event.fetched_bytes)
+    yield Value("nezha_data_fetch_retries_total", event.fetch_retries)
 
 
 def _of_numerics(event: Record) -> Iterator[Value]:

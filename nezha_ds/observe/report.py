@@ -1,5 +1,6 @@
 """What a run came to, in ten lines: made from its journal alone, so it can be made again at any time."""
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import median
@@ -31,6 +32,8 @@ class Summary:
     seconds: float
     """Wall time of the records that count; what a crash threw away is not in it."""
     phase_seconds: dict[str, float]
+    source_tokens: dict[str, int]
+    """Text tokens of each source that led to where the run is."""
     steps: int
     skipped_steps: int
     saves: int
@@ -57,6 +60,7 @@ def summarise(events: Iterable[Event], split: str = "heldout") -> Summary:
         tokens_per_second=median(record.tokens_per_second for record in records) if records else None,
         seconds=sum(record.seconds for record in records),
         phase_seconds={phase: sum(r.phase_seconds.get(phase, 0.0) for r in records) for phase in PHASES},
+        source_tokens=_by_source(records),
         steps=sum(len(record.step_seconds) for record in records),
         skipped_steps=sum(record.skipped_steps for record in records),
         saves=sum(isinstance(event, Save) and event.ok for event in kept),
@@ -74,10 +78,24 @@ def to_text(summary: Summary) -> str:
             "speed",
             "-" if summary.tokens_per_second is None else f"{short(summary.tokens_per_second)} tokens/s (median)",
         ),
+        *([("text", _sources(summary))] if len(summary.source_tokens) > 1 else []),
         ("time", f"{clock(summary.seconds)} ({_phases(summary)})"),
         ("saves", str(summary.saves)),
     ]
     return "\n".join(f"{name:<9} {value}" for name, value in rows)
+
+
+def _by_source(records: Iterable[Record]) -> dict[str, int]:
+    tokens: Counter[str] = Counter()
+    for record in records:
+        tokens.update(record.source_tokens)
+    return dict(tokens)
+
+
+def _sources(summary: Summary) -> str:
+    whole = max(1, sum(summary.source_tokens.values()))
+    parts = (f"{name} {short(tokens)} ({tokens / whole:.1%})" for name, tokens in summary.source_tokens.items())
+    return f"tokens of {', '.join(parts)}"
 
 
 def _heldout(summary: Summary) -> str:

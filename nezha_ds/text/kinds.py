@@ -58,7 +58,7 @@ KINDS: dict[str, Kind] = {
 }
 
 
-def kind_of(name: str, origin: Path) -> Kind:
+def kind_of(name: str, origin: Path | str) -> Kind:
     """The kind of that name, which `origin` gives; DataError when this version does not know it."""
     if name not in KINDS:
         raise DataError(f"{origin} has tokenizer {name!r}{nearest(name, KINDS)}; update, or prepare again")

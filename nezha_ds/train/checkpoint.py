@@ -59,7 +59,7 @@ class State(Settings):
     """Samples consumed: the next sample number of the order."""
     seed: int
     fingerprint: str
-    """Of the data's manifest."""
+    """Of the data: its manifest's, or that of the mixture."""
     model: NezhaConfig
     counters: dict[str, Any]
     """Updates, skipped steps, schedule, loss scaler: `Engine.counters`."""
@@ -318,7 +318,7 @@ def check_belongs(state: State, run: State, global_batch: int) -> None:
     """CheckpointError when a checkpoint is of another model, data set, seed or batch than the run that wants it."""
     differences = {
         "[model]": state.model != run.model,
-        "data.shards": state.fingerprint != run.fingerprint,
+        "data.shards or data.mixture": state.fingerprint != run.fingerprint,
         "train.seed": state.seed != run.seed,
         "train_batch_size": state.samples != state.step * global_batch,
     }

@@ -103,10 +103,10 @@ def _evaluate(job: Job, step: int) -> bool:
     if job.heldout is None:
         return True
     with job.heldout() as batches:
-        event = evaluate(job.engine, batches, job.objective, job.ranks, step, lambda: job.stop.agreed(job.ranks))
-    if event is not None:
+        events = evaluate(job.engine, batches, job.objective, job.ranks, step, lambda: job.stop.agreed(job.ranks))
+    for event in events:
         job.tell(event)
-    return event is not None
+    return bool(events)
 
 
 def _record(job: Job, step: int, meter: LossMeter) -> Record:
@@ -114,8 +114,9 @@ def _record(job: Job, step: int, meter: LossMeter) -> Record:
     measured = meter.take(job.ranks)
     taken = job.interval.take()
     names = ("samples", "tokens", "places")
-    counts = job.ranks.add_up(torch.tensor([taken.counts.get(name, 0) for name in names]))
-    samples, tokens, places = counts.tolist()
+    own = [*(taken.counts.get(name, 0) for name in names), *job.batches.take_fetched()]
+    own += job.batches.take_source_tokens().values()
+    samples, tokens, places, fetched, retries, *source_tokens = job.ranks.add_up(torch.tensor(own)).tolist()
     return Record(
         time=time.time(),
         step=step,
@@ -131,7 +132,10 @@ def _record(job: Job, step: int, meter: LossMeter) -> Record:
         real_tokens=tokens,
         padding_tokens=places - tokens,
         masked_tokens=measured.predictions,
+        source_tokens=dict(zip(job.batches.sources, source_tokens, strict=True)),
         masked_ratio=job.batches.statistics.mask_rate,
+        fetched_bytes=fetched,
+        fetch_retries=retries,
         seconds=taken.seconds,
         step_seconds=taken.step_seconds,
         phase_seconds=taken.phase_seconds,

@@ -93,9 +93,7 @@ def _train(recipe: Recipe, ds_config: DeepSpeedConfig, ranks: Ranks, stop: StopF
     if world.is_main:
         open_folder(recipe, ds_config, sum(parameter.numel() for parameter in model.parameters()), world)
     engine = Engine(model, ds_config, recipe.train.steps, world)
-    state = _resume(
-        folder / CHECKPOINTS, engine, State.fresh(recipe, ds_config, config, source.manifest.fingerprint), ranks
-    )
+    state = _resume(folder / CHECKPOINTS, engine, State.fresh(recipe, ds_config, config, source.fingerprint), ranks)
     if state.step >= recipe.train.steps:
         log.info("%s is done: step %d of %d; raise train.steps to go on", folder, state.step, recipe.train.steps)
         return 0
@@ -112,7 +110,7 @@ def _train(recipe: Recipe, ds_config: DeepSpeedConfig, ranks: Ranks, stop: StopF
         save=_saver(folder / CHECKPOINTS, engine, ranks, state, source, observers),
     )
     try:
-        job.tell(_start_event(recipe, ds_config, state.step, world))
+        job.tell(_start_event(recipe, ds_config, state.step, world, job.batches.sources))
         with job.batches:
             finished = fit(job, state.step)
     finally:
@@ -169,13 +167,16 @@ def _observers(recipe: Recipe, world: World) -> list[Observer]:
     return [*observers, exporter] if exporter else observers
 
 
-def _start_event(recipe: Recipe, ds_config: DeepSpeedConfig, step: int, world: World) -> Start:
+def _start_event(
+    recipe: Recipe, ds_config: DeepSpeedConfig, step: int, world: World, sources: tuple[str, ...]
+) -> Start:
     return Start(
         time=time.time(),
         step=step,
         run=recipe.run.folder.name,
         target_steps=recipe.train.steps,
         world_size=world.world_size,
+        sources=sources,
         model=recipe.model.preset,
         precision=ds_config.precision,
         zero_stage=ds_config.zero_stage,

@@ -1,6 +1,7 @@
 """Small prepared folders with random text, for the tests of shards and data."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
@@ -68,13 +69,22 @@ def random_columns(seed: int, sentences: int, mean: int = 24) -> Columns:
     )
 
 
-def write_folder(folder: Path, shards: list[Columns], heldout: list[Columns] | None = None) -> Manifest:
-    """A prepared folder of these shards."""
-    parts: list[tuple[Split, Columns]] = [("train", part) for part in shards]
-    parts += [("heldout", part) for part in heldout or []]
+def write_folder(
+    folder: Path,
+    shards: list[Columns],
+    heldout: list[Columns] | None = None,
+    weights: dict[str, int] | None = None,
+    **changes: Any,
+) -> Manifest:
+    """A prepared folder of these shards, which are of its sources by turns; `changes` are of the manifest's fields."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = weights or {"random": 0}
+    names = [*weights]
+    parts: list[tuple[Split, str, Columns]] = [("train", names[at % len(names)], p) for at, p in enumerate(shards)]
+    parts += [("heldout", names[at % len(names)], part) for at, part in enumerate(heldout or [])]
     entries = [
-        write_shard(folder, f"{split}-{number:05d}.arrow", split, "random", part, SPECIAL.unk, VOCABULARY_SIZE)
-        for number, (split, part) in enumerate(parts)
+        write_shard(folder, f"{split}-{number:05d}.arrow", split, source, part, SPECIAL.unk, VOCABULARY_SIZE)
+        for number, (split, source, part) in enumerate(parts)
     ]
     manifest = Manifest(
         format=FORMAT,
@@ -84,9 +94,10 @@ def write_folder(folder: Path, shards: list[Columns], heldout: list[Columns] | N
         segmenter=SegmenterEntry(name="none", version="1", dictionary_sha256="0" * 64),
         normalisation="plain/1",
         heldout=0.1,
-        sources=(SourceEntry(name="random", weight=0, inputs=("random",)),),
+        sources=tuple(SourceEntry(name=name, weight=weight, inputs=(name,)) for name, weight in weights.items()),
         shards=tuple(entries),
     )
+    manifest = Manifest.model_validate(manifest.model_dump() | changes)
     write_manifest(folder, manifest)
     return manifest
 

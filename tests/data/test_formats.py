@@ -11,7 +11,7 @@ from nezha_ds.batch import IGNORE
 from nezha_ds.data.collate import gather
 from nezha_ds.data.dataset import PADDING, Seconds, Slices, open_dataset
 from nezha_ds.data.formats import ATTEMPTS, FORMATS, LOOK_BACK, doc_sentences, full_sentences, segment_pair
-from nezha_ds.data.loader import build_loader
+from nezha_ds.data.loader import Stream, build_loader
 from nezha_ds.data.pipeline import Pipeline
 from nezha_ds.data.plan import load_plan
 from nezha_ds.data.randomness import Purpose, draws, key_of
@@ -271,17 +271,8 @@ def test_every_sample_once_an_epoch_and_the_same_steps_at_any_world_size(folder,
 
     def numbers(rank: int, size: int, steps: int) -> list[list[tuple[int, ...]]]:
         world = World(rank, size, 0, 1)
-        with build_loader(
-            settings,
-            MaskingSettings(),
-            seed=3,
-            micro_batch=1024 // size,
-            global_batch=1024,
-            world=world,
-            first=0,
-            special=SPECIAL,
-            random_ids=RANDOM_IDS,
-        ) as batches:
+        stream = Stream(settings, MaskingSettings(), 3, 1024 // size, world, SPECIAL, RANDOM_IDS)
+        with build_loader(stream, global_batch=1024, first=0) as batches:
             plan = batches.plan_size
             made = [next(batches) for _ in range(steps or max(2, -(-2 * plan // 1024)))]
         return [[*zip(b.sample_ids.tolist(), b.input_ids.sum(dim=1).tolist(), strict=True)] for b in made]

@@ -12,7 +12,7 @@ import torch
 
 from nezha_ds.batch import IGNORE, Batch
 from nezha_ds.data.dataset import open_dataset
-from nezha_ds.data.loader import Loader, build_evaluation, build_loader
+from nezha_ds.data.loader import Loader, Stream, build_evaluation, build_loader
 from nezha_ds.data.order import Share
 from nezha_ds.data.pipeline import Pipeline, Statistics
 from nezha_ds.data.settings import DataSettings, MaskingSettings
@@ -37,32 +37,18 @@ def pipeline(folder) -> Pipeline:
     return Pipeline(dataset, MaskingSettings(), 64, 3, SPECIAL, RANDOM_IDS)
 
 
+def stream(folder: Path, rank: int, size: int, micro_batch: int, seed: int = 3, **rest) -> Stream:
+    data = DataSettings(shards=str(folder), length=64)
+    masking = rest.pop("masking", MaskingSettings())
+    return Stream(data, masking, seed, micro_batch, World(rank, size, 0, 1), SPECIAL, RANDOM_IDS, **rest)
+
+
 def loader(folder: Path, rank: int = 0, size: int = 1, micro_batch: int = 4, first: int = 0, **rest) -> Loader:
-    return build_loader(
-        DataSettings(shards=str(folder), length=64),
-        rest.pop("masking", MaskingSettings()),
-        seed=rest.pop("seed", 3),
-        micro_batch=micro_batch,
-        global_batch=BATCH,
-        world=World(rank, size, 0, 1),
-        first=first,
-        special=SPECIAL,
-        random_ids=RANDOM_IDS,
-        **rest,
-    )
+    return build_loader(stream(folder, rank, size, micro_batch, **rest), global_batch=BATCH, first=first)
 
 
 def evaluation(folder: Path, rank: int, size: int, micro_batch: int, limit: int) -> list[Batch]:
-    with build_evaluation(
-        DataSettings(shards=str(folder), length=64),
-        MaskingSettings(),
-        seed=3,
-        micro_batch=micro_batch,
-        world=World(rank, size, 0, 1),
-        limit=limit,
-        special=SPECIAL,
-        random_ids=RANDOM_IDS,
-    ) as batches:
+    with build_evaluation(stream(folder, rank, size, micro_batch), limit=limit) as batches:
         return list(batches)
 
 
@@ -169,7 +155,9 @@ def test_evaluation_reads_each_sample_once_whatever_the_ranks(folder, limit):
         return {name: tensor[real] for name, tensor in made.items()}
 
     expected = labelled(1, 1)
-    assert expected["sample_ids"].tolist() == list(range(min(limit, len(expected["sample_ids"]))))
+    whole = len(open_dataset(DataSettings(shards=str(folder), length=64), "heldout")[0].plan)
+    count = min(limit, whole)
+    assert expected["sample_ids"].tolist() == [at * whole // count for at in range(count)]
     assert equal(labelled(1, 8), expected)
     assert equal(labelled(3, 4), expected)
 

@@ -9,7 +9,7 @@ from nezha_ds.batch import IGNORE
 from nezha_ds.data.collate import Rows, gather
 from nezha_ds.data.dataset import Slices
 from nezha_ds.data.formats import full_sentences
-from nezha_ds.data.masking import LONGEST_WORD, SPAN_WEIGHTS, groups, mask
+from nezha_ds.data.masking import LONGEST_WORD, SPAN_WEIGHTS, UNITS, groups, mask
 from nezha_ds.data.randomness import Purpose, draws, sample_keys
 from nezha_ds.data.settings import MaskingSettings
 from tests.data.folders import RANDOM_IDS, SPECIAL, documents, random_columns, to_columns
@@ -22,6 +22,12 @@ def make_rows(columns, length: int) -> Rows:
     zeros = np.zeros(len(records), np.int64)
     slices = Slices(zeros, records["start"].astype(np.int64), records["end"].astype(np.int64))
     return gather(lambda _: columns, slices, length, SPECIAL)
+
+
+def flags_of(rows: Rows, masking: MaskingSettings, keys) -> tuple[np.ndarray, np.ndarray]:
+    """(B, L) twice: where what is replaced alike begins, and where it goes on, within words or units."""
+    begins = {"token": rows.text, "word": rows.words, "span": UNITS[masking.method](rows, keys, masking)}
+    return begins[masking.replaced_together], rows.text & ~begins[masking.replaced_together]
 
 
 def run(rows: Rows, masking: MaskingSettings, epoch: int = 0, seed: int = 7):
@@ -149,8 +155,9 @@ def chosen(rows: Rows, masked) -> np.ndarray:
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("rate", [0.15, 0.1, 0.4])
-def test_the_mean_rate_is_the_one_asked_for(rows, method, rate):
+@pytest.mark.parametrize(("rate", "length"), [(0.15, 128), (0.1, 128), (0.4, 128), (0.15, 512), (0.15, 4096)])
+def test_the_mean_rate_is_the_one_asked_for(rows, method, rate, length):
+    rows = rows if length == 128 else make_rows(random_columns(1, 20_000), length)
     _, masked = run(rows, MaskingSettings(method=method, rate=rate))
     achieved = np.count_nonzero(masked.labels != IGNORE) / np.count_nonzero(rows.text)
     assert abs(achieved - rate) < 0.002
@@ -168,9 +175,9 @@ def test_no_word_is_half_masked_and_nothing_but_text_is(rows, method):
     assert lengths.tolist() == np.count_nonzero(flags, axis=1).tolist()
 
 
-@pytest.mark.parametrize("method", ["whole-word", "n-gram", "span"])
+@pytest.mark.parametrize("method", METHODS)
 def test_every_word_of_a_length_is_equally_likely(rows, method):
-    """Over 200 epochs of 50 full rows, the times that each word of two tokens is chosen are binomial."""
+    """Over 200 epochs of 50 full rows, the times that each word of two tokens (its first) is chosen are binomial."""
     full = np.flatnonzero(rows.lengths > 120)[:50]
     some = Rows(rows.ids[full], rows.text[full], rows.words[full], rows.lengths[full])
     times = sum(chosen(some, run(some, MaskingSettings(method=method), epoch)[1]).astype(int) for epoch in range(200))
@@ -184,29 +191,48 @@ def test_every_word_of_a_length_is_equally_likely(rows, method):
     assert abs(halves[0] / halves[1] - 1) < 0.02
 
 
-def test_eighty_ten_ten(rows):
-    _, masked = run(rows, MaskingSettings())
+DRAWS = [
+    *((method, "token") for method in METHODS),
+    *((method, "word") for method in METHODS),
+    *((method, "span") for method in METHODS),
+]
+
+
+@pytest.mark.parametrize(("method", "replace_by"), DRAWS)
+def test_eighty_ten_ten(rows, method, replace_by):
+    """By one draw for each token, word or unit: counted once for each, alike inside it, and not alike across two."""
+    masking = MaskingSettings(method=method, replace_by=replace_by)
+    keys, masked = run(rows, masking)
+    flags, (begins, goes_on) = chosen(rows, masked), flags_of(rows, masking, keys)
+    hidden = masked.ids == SPECIAL.mask
+    inside = (flags & goes_on)[:, 1:] & flags[:, :-1]
+    assert np.array_equal(hidden[:, 1:][inside], hidden[:, :-1][inside])
+    # Characters are chosen one by one, so a word's first may not be among them: any one of it tells its draw.
+    first = flags & (begins | ~np.pad(flags, ((0, 0), (1, 0)))[:, :-1])
+    other = ~hidden & (masked.ids != rows.ids)
+    counts = np.array([np.sum(first & part) for part in (hidden, other, ~hidden & ~other)])
+    # One random id in 800 is the original again.
+    again = 0.1 / len(RANDOM_IDS)
+    expected = first.sum() * np.array([0.8, 0.1 - again, 0.1 + again])
+    assert np.sum((counts - expected) ** 2 / expected) < 20  # 2 degrees of freedom: p = 5e-5
+    assert counts.sum() > 15_000
+    # Neighbours that are drawn for apart are both [MASK] in 64% of cases, not in 80%.
+    apart = (flags & begins)[:, 1:] & flags[:, :-1]
+    both = (hidden[:, 1:] & hidden[:, :-1])[apart]
+    assert len(both) > 500 and abs(both.mean() - 0.64) < 5 * 0.48 / np.sqrt(len(both))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_random_replacements_are_drawn_from_all_that_may_replace_and_nothing_else(rows, method):
+    _, masked = run(rows, MaskingSettings(method=method))
     flags = chosen(rows, masked)
     seen, original = masked.ids[flags], rows.ids[flags]
-    total = len(seen)
-    counts = np.array([np.sum(seen == SPECIAL.mask), np.sum((seen != SPECIAL.mask) & (seen != original))])
-    # One random id in 800 is the original again.
-    expected = total * np.array([0.8, 0.1 * (1 - 1 / len(RANDOM_IDS))])
-    counts, expected = np.append(counts, total - counts.sum()), np.append(expected, total - expected.sum())
-    assert np.sum((counts - expected) ** 2 / expected) < 20  # 2 degrees of freedom: p = 5e-5
     random = seen[(seen != SPECIAL.mask) & (seen != original)]
     times = np.bincount(random - RANDOM_IDS[0], minlength=len(RANDOM_IDS))
     mean = len(random) / len(RANDOM_IDS)
     assert np.sum((times - mean) ** 2 / mean) < 799 + 5 * 40
-
-
-def test_actions_are_drawn_inside_words_too(rows):
-    """Both tokens of a masked pair are [MASK] in 64% of cases, not in 80%."""
-    _, masked = run(rows, MaskingSettings())
-    flags = chosen(rows, masked)
-    second = flags[:, 1:] & rows.text[:, 1:] & ~rows.words[:, 1:]
-    both = (masked.ids[:, 1:] == SPECIAL.mask) & (masked.ids[:, :-1] == SPECIAL.mask)
-    assert abs(both[second].mean() - 0.64) < 0.02
+    assert len(times) == len(RANDOM_IDS)
+    assert np.array_equal(masked.ids[~flags], rows.ids[~flags])
 
 
 def test_masks_are_pure_and_new_in_every_epoch(rows):
@@ -272,28 +298,6 @@ def test_chosen_spans_are_spanberts_but_for_those_that_the_budget_cuts():
     lengths = words[row, ends] - words[row, begins[row, slot]] + 1
     assert np.all(~flags[np.nonzero(real)[0], runs[:, 0]] & ~flags[np.nonzero(real)[0], runs[:, 1]])
     assert abs(lengths.mean() - 4.1) < 0.1
-
-
-@pytest.mark.parametrize("replace_by", ["word", "span"])
-def test_eighty_ten_ten_by_words_and_by_spans(rows, replace_by):
-    _, masked = run(rows, MaskingSettings(method="span", replace_by=replace_by))
-    flags = chosen(rows, masked)
-    hidden = masked.ids == SPECIAL.mask
-    if replace_by == "word":
-        inside = flags[:, 1:] & ~rows.words[:, 1:]
-        begins = flags & rows.words
-    else:
-        keys = sample_keys(7, np.zeros(len(rows.ids), np.int64), np.arange(len(rows.ids)))
-        units = groups(rows, keys, SPAN_WEIGHTS)
-        inside = flags[:, 1:] & ~units[:, 1:]
-        begins = flags & units
-    assert np.array_equal(hidden[:, 1:][inside], hidden[:, :-1][inside])
-    # One that stays may show its own id by chance, in 1 of 800 of the random ones: far below what is tested.
-    other = ~hidden & (masked.ids != rows.ids)
-    counts = np.array([np.sum(begins & part) for part in (hidden, other, ~hidden & ~other)])
-    expected = begins.sum() * np.array([0.8, 0.1, 0.1])
-    assert np.sum((counts - expected) ** 2 / expected) < 20  # 2 degrees of freedom: p = 5e-5
-    assert np.count_nonzero(inside) > 5000
 
 
 def test_rows_without_text_have_no_spans():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from nezha_ds.config import build
+from nezha_ds.config import build, load, to_toml
 from nezha_ds.data.formats import FORMATS, PAIR
 from nezha_ds.data.settings import DataSettings, MaskingSettings
 from nezha_ds.errors import ConfigError
@@ -35,6 +35,17 @@ def test_one_line_with_value_and_way_out(kind, tree, message):
 def test_formats_know_whether_they_are_pairs():
     for name, kind in FORMATS.items():
         assert DataSettings(shards="x", format=name).pairs == (kind.record == PAIR)
+
+
+def test_a_mixture_is_written_back_and_overridden(tmp_path):
+    tree = {"mixture": {"news": {"shards": "/n", "weight": 3}, "法律": {"shards": "/l"}}, "length": 64}
+    settings = build(DataSettings, tree, "a test")
+    (tmp_path / "recipe.toml").write_text(to_toml(settings), encoding="utf-8")
+    assert load(DataSettings, tmp_path / "recipe.toml") == settings
+    other = load(DataSettings, tmp_path / "recipe.toml", ["mixture.法律.weight=2", "verify=sizes"])
+    assert other.mixture["法律"].weight == 2
+    part = other.parts["news"]
+    assert (part.shards, part.mixture, part.length, part.verify) == ("/n", {}, 64, "sizes")
 
 
 def test_predictions_follow_rate_and_length():

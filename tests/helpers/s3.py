@@ -116,7 +116,7 @@ def _command(folder: Path, store: Store) -> list[str]:
         "master.telemetry": "false",
         "master.electionTimeout": "1s",
         "master.volumeSizeLimitMB": 64,
-        "volume.max": 20,
+        "volume.max": 500,
         "filer.localSocket": folder / "socket",
         "s3.port": store.port,
         "s3.port.iceberg": 0,

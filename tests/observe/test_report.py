@@ -32,7 +32,9 @@ def test_a_run_with_a_restart_is_summed_up_as_one(tmp_path):
     assert summary.tokens_per_second == 4000.0
     assert summary.seconds == 36.0
     assert summary.phase_seconds["forward"] == 9.0 and summary.phase_seconds["checkpoint"] == 0.0
+    assert summary.source_tokens == {"news": 81_000, "law": 27_000}
     text = to_text(summary)
+    assert "tokens of news 81k (75.0%), law 27k (25.0%)" in text
     assert "best loss 6.500 at step 20, accuracy 25.0%" in text
     assert "forward 25%" in text and "other 3%" in text
     json.dumps(dataclasses.asdict(summary), allow_nan=False)

@@ -15,6 +15,7 @@ import pytest
 from nezha_ds import cli
 from nezha_ds.config import load
 from nezha_ds.corpus import prepare as prepare_module
+from nezha_ds.corpus.settings import PrepareSettings
 from nezha_ds.data.plan import load_plan
 from nezha_ds.data.settings import DataSettings
 from nezha_ds.errors import ConfigError
@@ -27,7 +28,7 @@ from nezha_ds.train.preempt import STOPPING
 from nezha_ds.train.recipe import Recipe
 from tests.helpers import runs
 from tests.train import checkpoints
-from tests.train.small_text import prepare_small, swap_two_entries
+from tests.train.small_text import TEXT, prepare_small, swap_two_entries
 
 
 @pytest.fixture(scope="module")
@@ -188,9 +189,93 @@ def test_a_manifest_of_another_tokenizer(tmp_path, shards, refused):
     assert f"{shards / 'vocab.txt'} is not the vocabulary that {shards / 'manifest.json'} was prepared with" in line
 
 
+def alike(folder: Path) -> Path:
+    """Another preparation whose shards have as many bytes: the same text with two characters in each other's place."""
+    source = folder / "text.txt"
+    source.write_text(TEXT.replace("周末", "末周"), encoding="utf-8")
+    settings = PrepareSettings(inputs=(str(source),), out=folder / "alike", heldout=0.2, workers=1)
+    prepare_module.prepare(settings, progress=False)
+    return folder / "alike"
+
+
+def stray(shards: Path) -> str:
+    shutil.copy(next(shards.glob("train-*.arrow")), shards / "train-99999.arrow")
+    return f"shard {shards / 'train-99999.arrow'} is not in manifest.json: two preparations mixed? Remove it, or delete"
+
+
+def exchanged(shards: Path) -> str:
+    first, second = next(shards.glob("train-*.arrow")), next(shards.glob("heldout-*.arrow"))
+    whole = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(whole)
+    return "bytes instead of"
+
+
+def of_another_preparation(shards: Path) -> str:
+    """One shard is; the held-out documents are not the same ones, so sizes may tell it before hashes do."""
+    name = next(shards.glob("train-*.arrow")).name
+    shutil.copy(alike(shards.parent) / name, shards / name)
+    return f"shard {shards / name} "
+
+
+def with_another_manifest(shards: Path) -> str:
+    shutil.copy(alike(shards.parent) / "manifest.json", shards / "manifest.json")
+    return f"shard {shards}"
+
+
+def edited_by_hand(shards: Path) -> str:
+    path = shards / "manifest.json"
+    path.write_text(path.read_text().replace('"weight": 0', '"weight": 1'))
+    return f"{path} was changed after it was written (it is not what its fingerprint says); copy it again, or delete it"
+
+
+def with_a_flipped_bit_in_its_vocabulary(shards: Path) -> str:
+    checkpoints.flip_a_bit(shards / "vocab.txt")
+    return (
+        f"{shards / 'vocab.txt'} is not the vocabulary that {shards / 'manifest.json'} was prepared with; damaged, or"
+    )
+
+
+@pytest.mark.parametrize("command", ["pretrain", "inspect"])
+@pytest.mark.parametrize(
+    "mishap",
+    [
+        stray,
+        exchanged,
+        of_another_preparation,
+        with_another_manifest,
+        edited_by_hand,
+        with_a_flipped_bit_in_its_vocabulary,
+    ],
+)
+def test_a_folder_that_is_not_what_it_was(tmp_path, shards, refused, mishap, command):
+    expected = mishap(shards)
+    arguments = {"pretrain": runs.make(tmp_path, shards).arguments, "inspect": [shards]}
+    line = refused(command, *arguments[command])
+    assert expected in line
+    assert "prepare again" in line.lower()
+
+
+def test_a_mixture_of_two_vocabularies(tmp_path, shards, refused):
+    """One is cased: its ids mean something else."""
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    settings = PrepareSettings(inputs=(str(tmp_path / "text.txt"),), out=tmp_path / "cased", lowercase=False, workers=1)
+    prepare_module.prepare(settings, progress=False)
+    parts = f'a={{shards="{shards}"}}, b={{shards="{tmp_path / "cased"}", weight=2}}'
+    line = refused("pretrain", *runs.make(tmp_path, shards, "data.shards=", f"data.mixture={{{parts}}}").arguments)
+    assert "were prepared with different tokenizers: lowercase (" in line
+    assert str(shards) in line and str(tmp_path / "cased") in line
+
+
+def test_a_mixture_cannot_be_prepared_on_the_way(tmp_path, shards, refused):
+    settings = ("data.shards=", f'data.mixture.a.shards="{shards}"', 'run.prepare=["embedded"]')
+    line = refused("pretrain", *runs.make(tmp_path, shards, *settings).arguments)
+    assert line.startswith("run.prepare fills data.shards, and the recipe reads a mixture; prepare its folders with")
+
+
 def test_a_damaged_manifest(tmp_path, shards, refused):
     (shards / "manifest.json").write_text("{}")
-    assert "is damaged (format: Field required); prepare again" in refused(
+    assert "is damaged (format: Field required); copy it again, or delete it and prepare again" in refused(
         "pretrain", *runs.make(tmp_path, shards).arguments
     )
 

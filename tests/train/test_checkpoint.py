@@ -185,7 +185,7 @@ def test_its_own_run_may_go_on():
     ("change", "batch", "named"),
     [
         ({"seed": 2}, 16, "train.seed"),
-        ({"fingerprint": "0" * 64}, 16, "data.shards"),
+        ({"fingerprint": "0" * 64}, 16, "data.shards or data.mixture"),
         ({"model": checkpoints.CONFIG.model_copy(update={"num_hidden_layers": 2})}, 16, "[model]"),
         ({}, 32, "train_batch_size"),
     ],

@@ -45,7 +45,7 @@ def plans(shards: Path) -> list[Path]:
 def test_it_holds_what_was_prepared_and_plans_both_splits(shards):
     source = open_source(recipe(shards), ALONE)
     assert source.has_heldout
-    assert source.manifest.total("documents") == DOCUMENTS
+    assert source.manifests[""].total("documents") == DOCUMENTS
     assert source.vocabulary == load_vocabulary()
     assert len(plans(shards)) >= 2
 

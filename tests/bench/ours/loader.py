@@ -4,7 +4,7 @@ from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
-from nezha_ds.data.loader import build_loader
+from nezha_ds.data.loader import Stream, build_loader
 from nezha_ds.data.settings import MaskingSettings
 from nezha_ds.world import World
 from tests.bench.ours.samples import RANDOM_IDS, SPECIAL, settings
@@ -19,18 +19,8 @@ def side(folder: str, length: int, batch: int) -> Callable[[], float]:
 
     def run() -> float:
         nonlocal first
-        loader = build_loader(
-            data,
-            MaskingSettings(),
-            seed=1,
-            micro_batch=batch,
-            global_batch=batch,
-            world=World(),
-            first=first,
-            special=SPECIAL,
-            random_ids=RANDOM_IDS,
-        )
-        with loader:
+        stream = Stream(data, MaskingSettings(), 1, batch, World(), SPECIAL, RANDOM_IDS)
+        with build_loader(stream, global_batch=batch, first=first) as loader:
             tokens = sum(made.input_ids.numel() for made in islice(loader, TOKENS // (batch * length)))
             first = loader.position
         return tokens
