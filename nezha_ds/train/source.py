@@ -12,9 +12,8 @@ from nezha_ds.corpus.prepare import prepare
 from nezha_ds.corpus.settings import PrepareSettings
 from nezha_ds.data.collate import SpecialIds
 from nezha_ds.data.loader import Loader, Stream, build_evaluation, build_loader
-from nezha_ds.data.mixture import fingerprint_of, read_manifests
+from nezha_ds.data.mixture import fingerprint_of, read_manifests, weigh
 from nezha_ds.data.plan import load_plan
-from nezha_ds.errors import ConfigError
 from nezha_ds.shards import MANIFEST, Manifest, Split, check_folder
 from nezha_ds.text.tokenizer import tokenizer_files
 from nezha_ds.text.vocab import Vocabulary
@@ -85,6 +84,7 @@ def check_source(recipe: Recipe) -> Source:
     for name, manifest in manifests.items():
         if recipe.data.verify != "never":
             check_folder(folders[name], manifest)
+    weigh(recipe.data, manifests, "train")
     vocabularies = [folder_vocabulary(folders[name], manifest) for name, manifest in manifests.items()]
     return Source(recipe, manifests, vocabularies[0])
 
@@ -109,10 +109,6 @@ def _log_progress(done: int, total: int) -> None:
 
 def prepare_if_missing(recipe: Recipe) -> None:
     """Prepare `run.prepare` into data.shards, where that folder is not complete."""
-    if recipe.run.prepare and recipe.data.mixture:
-        raise ConfigError(
-            "run.prepare fills data.shards, and the recipe reads a mixture; prepare its folders with `nezha-ds prepare`"
-        )
     shards = Path(recipe.data.shards)
     if recipe.run.prepare and not (shards / MANIFEST).exists():
         log.info("preparing %s into %s", ", ".join(recipe.run.prepare), shards)
