@@ -85,7 +85,7 @@ def run(program: str, *arguments: str) -> None:
 def conclude(seconds: dict[str, float]) -> None:
     """What was learned, beside the baseline that knows how often each token occurs and nothing else."""
     events = history(read_metrics(RUN / METRICS_FILE))
-    evaluations = [event for event in events if isinstance(event, Evaluation)]
+    evaluations = [event for event in events if isinstance(event, Evaluation) and event.split == "heldout"]
     heldout = evaluations[-1]
     baseline = statistics(SHARDS).unigram_entropy
     result = {

@@ -72,7 +72,6 @@ class Schedule:
 class Part:
     """What has a weight."""
 
-    name: str
     weight: int
     shards: Numbers
     """Its shards, by their numbers in the mixture."""
@@ -147,9 +146,6 @@ class MixedOrder:
     """Which sample comes when: the schedule's turns, filled from each part's own order."""
 
     def __init__(self, mixture: Mixture, seed: int) -> None:
-        for part in mixture.parts:
-            if not mixture.size(part.shards):
-                raise DataError(f"{part.name} has no documents to train on; prepare more of it, or take it out")
         self._schedule = Schedule([part.weight for part in mixture.parts])
         self._shards = [part.shards for part in mixture.parts]
         self._orders = [
@@ -234,41 +230,58 @@ def open_mixture(settings: DataSettings, split: Split, progress: Progress | None
     ConfigError for weights that cannot be, DataError when a folder, the split or a shard is at fault.
     """
     manifests = read_manifests(settings)
-    having = [name for name in manifests if split == "train" or manifests[name].of(split)] or list(manifests)
+    fingerprint = fingerprint_of(settings, manifests)
+    if split != "train":
+        manifests = {name: one for name, one in manifests.items() if one.of(split)} or manifests
+    parts = weigh(settings, manifests, split)
     folders: list[tuple[str, Dataset]] = []
-    parts: list[tuple[str, Fraction, Numbers]] = []
-    shards = 0
-    for name in having:
-        one, manifest = settings.parts[name], manifests[name]
+    for name, manifest in manifests.items():
+        one = settings.parts[name]
         shelf = shelf_of(one)
         # Once, at the beginning: an evaluation opens its split every time anew.
         if split == "train" and one.verify != "never":
             shelf.check(manifest)
         dataset = Dataset(manifest, split, one, load_plan(shelf, manifest, split, one, progress), shelf)
         folders.append((name, dataset))
+    return Mixture(folders, parts, fingerprint)
+
+
+def weigh(settings: DataSettings, manifests: dict[str, Manifest], split: Split) -> list[Part]:
+    """The parts of a split, with whole weights; no file is read.
+
+    ConfigError for weights that cannot be; DataError for a part without text to train on, or sources of which some have
+    a weight and others none.
+    """
+    found: list[tuple[Fraction, Numbers]] = []
+    before = 0
+    for name, manifest in manifests.items():
         weight = settings.mixture[name].weight if name else 1
-        for source, share, own in _parts(one.shards, manifest, dataset):
-            parts.append((source, weight * share, own + shards))
-        shards += len(dataset.owners)
-    scale = lcm(*(weight.denominator for _, weight, _ in parts))
-    whole = [Part(name, int(weight * scale), own) for name, weight, own in parts]
-    return Mixture(folders, whole, fingerprint_of(settings, manifests))
+        for part, share, shards in _parts(settings.parts[name].shards, manifest, split):
+            if split == "train" and not len(shards):
+                raise DataError(f"{part} has no documents to train on; prepare more of it, or take it out")
+            found.append((weight * share, shards + before))
+        before += len(manifest.of(split))
+    scale = lcm(*(weight.denominator for weight, _ in found))
+    parts = [Part(int(weight * scale), shards) for weight, shards in found]
+    Schedule([part.weight for part in parts])
+    return parts
 
 
-def _parts(folder: str, manifest: Manifest, dataset: Dataset) -> Iterator[tuple[str, Fraction, Numbers]]:
+def _parts(folder: str, manifest: Manifest, split: Split) -> Iterator[tuple[str, Fraction, Numbers]]:
     """A folder's parts, for errors by name, with their shares of the folder and their shards in it."""
+    owners = np.array([entry.source for entry in manifest.of(split)], np.str_)
     weights = {source.name: source.weight for source in manifest.sources}
     whole = sum(weights.values())
     if not whole:
-        yield folder, Fraction(1), np.arange(len(dataset.owners))
+        yield folder, Fraction(1), np.arange(len(owners))
         return
     if unweighted := [name for name, weight in weights.items() if not weight]:
         raise DataError(
             f"{folder} has weights for some of its sources and none for {', '.join(unweighted)}; "
             "prepare again with a weight for each, or for none"
         )
-    for number, (name, weight) in enumerate(weights.items()):
-        yield f"source {name} of {folder}", Fraction(weight, whole), np.flatnonzero(dataset.owners == number)
+    for name, weight in weights.items():
+        yield f"source {name} of {folder}", Fraction(weight, whole), np.flatnonzero(owners == name)
 
 
 def _labels(folder: str, sources: Sequence[str]) -> list[str]:

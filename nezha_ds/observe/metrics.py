@@ -109,7 +109,11 @@ TABLE: tuple[Metric, ...] = (
     Metric("nezha_train_learning_rate", "gauge", "Learning rate"),
     Metric("nezha_train_loss_scale", "gauge", "Dynamic loss scale; absent without fp16"),
     Metric("nezha_train_overflow_steps_total", "counter", "Steps whose update was dropped by an overflow"),
-    Metric("nezha_data_epoch", "gauge", "Passes over the data, with the part of the present one"),
+    Metric(
+        "nezha_data_epoch",
+        "gauge",
+        "Passes over the data, with the part of the present one; of a mixture, samples by those of all its texts",
+    ),
     Metric(
         "nezha_data_source_tokens_total",
         "counter",

@@ -76,6 +76,10 @@ def _check(recipe: Recipe, ds_config: DeepSpeedConfig) -> None:
             f"objective.nsp = {recipe.objective.nsp} needs samples that are pairs, and data.format "
             f"{recipe.data.format!r} cuts none; set data.format=segment-pair or objective.nsp=0"
         )
+    if recipe.run.prepare and recipe.data.mixture:
+        raise ConfigError(
+            "run.prepare fills data.shards, and the recipe reads a mixture; prepare its folders with `nezha-ds prepare`"
+        )
     accelerator = describe_accelerator()
     if not {"fp32": True, "bf16": accelerator.bf16, "fp16": accelerator.fp16}[ds_config.precision]:
         raise ConfigError(

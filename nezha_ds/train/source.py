@@ -11,9 +11,8 @@ from nezha_ds.corpus.settings import PrepareSettings
 from nezha_ds.data.collate import replacement_ids, special_ids
 from nezha_ds.data.dataset import shards_to_open, shelf_of
 from nezha_ds.data.loader import Loader, Stream, build_evaluation, build_loader
-from nezha_ds.data.mixture import fingerprint_of, read_manifests
+from nezha_ds.data.mixture import fingerprint_of, read_manifests, weigh
 from nezha_ds.data.plan import load_plan
-from nezha_ds.errors import ConfigError
 from nezha_ds.remote import is_remote
 from nezha_ds.shards import MANIFEST, Manifest, Split
 from nezha_ds.text.kinds import KINDS
@@ -79,6 +78,7 @@ def check_source(recipe: Recipe) -> Source:
         if recipe.data.verify != "never":
             shelves[name].check(manifest)
         shards_to_open(manifest, "train", shelves[name].limit)
+    weigh(recipe.data, manifests, "train")
     vocabularies = [folder_vocabulary(shelves[name].folder, manifest) for name, manifest in manifests.items()]
     return Source(recipe, manifests, vocabularies[0])
 
@@ -104,10 +104,6 @@ def _log_progress(done: int, total: int) -> None:
 
 def prepare_if_missing(recipe: Recipe) -> None:
     """Prepare `run.prepare` into data.shards, where that folder is not complete."""
-    if recipe.run.prepare and recipe.data.mixture:
-        raise ConfigError(
-            "run.prepare fills data.shards, and the recipe reads a mixture; prepare its folders with `nezha-ds prepare`"
-        )
     shards = Path(recipe.data.shards)
     if is_remote(recipe.data.shards):
         return

@@ -19,7 +19,7 @@ from nezha_ds.corpus.settings import PrepareSettings
 from nezha_ds.data.plan import load_plan
 from nezha_ds.data.settings import DataSettings
 from nezha_ds.errors import ConfigError
-from nezha_ds.shards import read_manifest
+from nezha_ds.shards import SourceEntry, read_manifest, write_manifest
 from nezha_ds.train import folder as folder_module
 from nezha_ds.train import run as run_module
 from nezha_ds.train.ds_config import load_ds_config
@@ -265,6 +265,18 @@ def test_a_mixture_of_two_vocabularies(tmp_path, shards, refused):
     line = refused("pretrain", *runs.make(tmp_path, shards, "data.shards=", f"data.mixture={{{parts}}}").arguments)
     assert "were prepared with different tokenizers: lowercase (" in line
     assert str(shards) in line and str(tmp_path / "cased") in line
+
+
+def test_weights_are_refused_before_ranks_meet(tmp_path, shards, refused):
+    manifest = read_manifest(shards)
+    sources = (*manifest.sources, SourceEntry(name="law", weight=2, inputs=("law",)))
+    write_manifest(shards, manifest.model_copy(update={"sources": sources}))
+    line = refused("pretrain", *runs.make(tmp_path, shards).arguments)
+    assert f"{shards} has weights for some of its sources and none for text; prepare again with a weight for" in line
+    sources = (SourceEntry(name="text", weight=1, inputs=("text",)), sources[-1])
+    write_manifest(shards, manifest.model_copy(update={"sources": sources}))
+    line = refused("pretrain", *runs.make(tmp_path, shards).arguments)
+    assert line == f"source law of {shards} has no documents to train on; prepare more of it, or take it out"
 
 
 def test_a_mixture_cannot_be_prepared_on_the_way(tmp_path, shards, refused):
