@@ -15,13 +15,13 @@ SHORT = ("train.steps=3", "train.save_every=3", "train.eval_samples=8")
 
 
 @pytest.mark.ranks
-def test_two_ranks_train_on_a_bucket_as_one_does_on_a_folder(embedded, store, tmp_path, warm):
+def test_ranks_train_on_a_bucket_as_on_a_folder(embedded, store, tmp_path, warm):
     uri, cache = store.upload(embedded, "trained/prepared"), tmp_path / "cache"
     far = runs.make(tmp_path / "far", Path("unused"), f"data.shards={uri}", f"data.cache={cache}", *SHORT)
     near = runs.make(tmp_path / "near", embedded, *SHORT)
     assert "shards (0.01 GB) fetched" in far.finish(2)
-    near.finish()
-    assert far.losses() == pytest.approx(near.losses(), rel=1e-5)
+    near.finish(2)
+    assert far.losses() == near.losses() != {}
     assert sum(event.fetched_bytes for event in far.events() if isinstance(event, Record)) > 0
     shards = sorted(path.name for path in embedded.glob("*.arrow"))
     assert sorted(path.name for path in cache.glob("*/shards/*")) == shards
