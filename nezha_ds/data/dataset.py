@@ -53,14 +53,13 @@ class Dataset:
         self._entries = manifest.of(split)
         self._vocabulary_size = manifest.tokenizer.vocabulary_size
         self._verify: Verify = settings.verify
-        self._ends = np.cumsum(plan.counts)
         self._verified: set[int] = set()
         self.columns = lru_cache(OPEN_SHARDS)(self._open)
         """The columns of a shard by its number in the split, without its sentences. DataError when it is damaged."""
 
     def slices(self, samples: NDArray[np.int64]) -> Slices:
         """Where samples (B,) lie; PADDING is an empty slice."""
-        records, real = self.plan.records[samples], samples != PADDING
+        (records, shards), real = self.plan.read(samples), samples != PADDING
 
         def column(name: str) -> NDArray[np.int64]:
             return records[name].astype(np.int64) * real
@@ -69,7 +68,6 @@ class Dataset:
         if records.dtype == PAIR:
             labels = np.where(real, records["random"].astype(np.int64), IGNORE)
             seconds = Seconds(column("second"), column("second_end"), labels)
-        shards = np.searchsorted(self._ends, samples, side="right")
         return Slices(shards, column("start"), column("end"), seconds)
 
     def _open(self, shard: int) -> Columns:
