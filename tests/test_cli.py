@@ -16,7 +16,7 @@ from nezha_ds.errors import DataError
 from nezha_ds.shards import read_manifest
 from tests.helpers import ranks
 
-COMMANDS = ("prepare", "inspect", "pretrain", "export", "fill-mask", "doctor")
+COMMANDS = ("prepare", "inspect", "pretrain", "export", "fill-mask", "doctor", "bench-loader")
 RED = "\x1b[1;37;41m"
 
 
