@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from nezha_ds.data.loader import build_loader
 from nezha_ds.data.settings import MaskingSettings
@@ -12,16 +13,17 @@ from tests.bench.ours.samples import RANDOM_IDS, SPECIAL, settings
 TOKENS = 1 << 24
 
 
-def side(folder: str, length: int, batch: int) -> Callable[[], float]:
+def side(folder: str, length: int, batch: int, method: str = "whole-word", **data: Any) -> Callable[[], float]:
     """Tokens, padding included. Each run makes a new loader, so that nothing made ahead counts; shards are verified."""
-    data = settings(Path(folder), length)
+    chosen = settings(Path(folder), length, **data)
+    masking = MaskingSettings.model_validate({"method": method})
     first = 0
 
     def run() -> float:
         nonlocal first
         loader = build_loader(
-            data,
-            MaskingSettings(),
+            chosen,
+            masking,
             seed=1,
             micro_batch=batch,
             global_batch=batch,
