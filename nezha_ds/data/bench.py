@@ -27,11 +27,12 @@ from rich.table import Table
 
 from nezha_ds.config import Settings
 from nezha_ds.data.collate import SpecialIds
+from nezha_ds.data.dataset import open_dataset
 from nezha_ds.data.loader import Loader, build_loader
-from nezha_ds.data.plan import Progress, load_plan
+from nezha_ds.data.plan import Progress
 from nezha_ds.data.settings import DataSettings, MaskingSettings
 from nezha_ds.errors import LaunchError
-from nezha_ds.shards import VOCABULARY, read_manifest
+from nezha_ds.shards import VOCABULARY
 from nezha_ds.text.vocab import load_vocabulary
 from nezha_ds.world import World
 
@@ -166,8 +167,8 @@ def measure(
     data: DataSettings, masking: MaskingSettings, bench: BenchSettings, progress: Progress | None = None
 ) -> Report:
     """Read as one process and as `ranks` of them. DataError when the data is at fault, LaunchError for a killed one."""
-    folder, began = Path(data.shards), time.perf_counter()
-    plan = load_plan(folder, read_manifest(folder), "train", data, progress)
+    began = time.perf_counter()
+    dataset, _ = open_dataset(data, "train", progress)
     plan_seconds = time.perf_counter() - began
     measurements = tuple(_measure(data, masking, bench, count) for count in sorted({1, bench.ranks}))
     rates = RATES.get(data.length, ()) if bench.gpu_rate is None else (Rate("GPU", bench.gpu_rate, "--gpu-rate"),)
@@ -178,7 +179,7 @@ def measure(
         format=data.format,
         masking=masking.method,
         micro_batch=bench.micro_batch,
-        samples=len(plan),
+        samples=len(dataset.plan),
         plan_seconds=plan_seconds,
         measurements=measurements,
         gpus=tuple(
