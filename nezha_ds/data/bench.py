@@ -7,6 +7,7 @@ looking at its stack 500 times a second, which costs it 1%: the shares are good 
 
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
@@ -233,6 +234,16 @@ _together: Any = None
 def _start(together: Any) -> None:
     global _together
     _together = together
+    # Ctrl-C is for the process that started this one; when that is gone, nobody waits for a measurement.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _read(data: DataSettings, masking: MaskingSettings, bench: BenchSettings, rank: int, ranks: int) -> Reading:

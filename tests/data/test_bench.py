@@ -1,7 +1,10 @@
 """What bench-loader tells was read by real processes at the same time, and a rank that fails is heard by all."""
 
 import json
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ from nezha_ds.data.settings import DataSettings, MaskingSettings
 from nezha_ds.errors import DataError
 from nezha_ds.shards import read_manifest
 from nezha_ds.text.vocab import SHIPPED
+from tests.bench.harness import REPOSITORY
 from tests.data.folders import random_columns, write_folder
 from tests.data.test_masking import make_rows, run
 
@@ -103,6 +107,31 @@ def test_a_damaged_shard_ends_every_process_with_its_name(tmp_path):
     shard.write_bytes(content)
     with pytest.raises(DataError, match=r"train-00000\.arrow is damaged"):
         measure(data, MaskingSettings(), settings)
+
+
+def test_processes_end_when_the_one_that_started_them_is_killed(folder):
+    command = [sys.executable, "-m", "nezha_ds.cli", "bench-loader", str(folder), "--ranks", "2", "--seconds", "60"]
+    with subprocess.Popen(command, cwd=REPOSITORY) as started:
+        children = Path(f"/proc/{started.pid}/task/{started.pid}/children")
+        reading = wait_for(lambda: [child for child in children.read_text().split() if reads(child)])
+        started.kill()
+    wait_for(lambda: not any(map(reads, reading)))
+
+
+def reads(process: str) -> bool:
+    """Whether a shard is mapped into the process."""
+    try:
+        return ".arrow" in Path(f"/proc/{process}/maps").read_text()
+    except OSError:
+        return False
+
+
+def wait_for(found):
+    for _ in range(300):
+        if result := found():
+            return result
+        time.sleep(0.1)
+    raise AssertionError("not within half a minute")
 
 
 def test_the_command_takes_flags_over_the_recipe_and_tells_json(folder, tmp_path, capsys):
