@@ -172,6 +172,44 @@ def doctor(given: argparse.Namespace) -> int:
     return exit_code(findings)
 
 
+def bench_loader(given: argparse.Namespace) -> int:
+    """What this node can feed."""
+    import json
+
+    from rich.console import Console
+
+    from nezha_ds.config import build, read_toml, set_dotted
+    from nezha_ds.data.bench import BenchSettings, StreamSettings, measure, show, to_dict
+    from nezha_ds.train.recipe import Recipe
+
+    if given.folder is None and given.recipe is None:
+        raise ConfigError("nothing to read; name a prepared folder, or a recipe with --recipe")
+    origin, tree = str(given.recipe or "the command line"), read_toml(given.recipe) if given.recipe else {}
+    for override in given.set:
+        set_dotted(tree, override)
+    flags = {
+        "data.shards": given.folder,
+        "data.length": given.length,
+        "data.format": given.format,
+        "masking.method": given.masking,
+    }
+    for key, value in flags.items():
+        if value is not None:
+            set_dotted(tree, f"{key}={json.dumps(value)}")
+    stream = build(Recipe if given.recipe else StreamSettings, tree, origin)
+    chosen = {name: value for name in BenchSettings.model_fields if (value := getattr(given, name, None)) is not None}
+    bench = build(BenchSettings, chosen, "the command line")
+    with Console(stderr=True).status("reading") as status:
+        report = measure(
+            stream.data, stream.masking, bench, lambda done, total: status.update(f"planned {done} of {total} shards")
+        )
+    if given.json:
+        print(json.dumps(to_dict(report), indent=1))  # noqa: T201
+    else:
+        show(report, Console())
+    return 0
+
+
 # ---------------------------------------------------------------------------------------------------------- the parser
 
 
@@ -183,6 +221,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_prepare,
         _add_vocab,
         _add_inspect,
+        _add_bench_loader,
         _add_pretrain,
         _add_export,
         _add_convert,
@@ -439,6 +478,32 @@ def _add_doctor(commands: Any) -> None:
         "  nezha-ds doctor\n  nezha-ds doctor --folder /scratch/runs",
     )
     command.add_argument("--folder", type=Path, default=Path(), help="where runs would be written (default: here)")
+
+
+def _add_bench_loader(commands: Any) -> None:
+    command = _command(
+        commands,
+        "bench-loader",
+        bench_loader,
+        "Measure what this node can feed: tokens and sequences a second of one process and of one for each GPU, and\n"
+        "how many GPUs of a given speed that is. Needs no GPU.",
+        "  nezha-ds bench-loader build/shards --length 512\n"
+        "  nezha-ds bench-loader build/shards --format segment-pair --masking span --ranks 8 --gpu-rate 580\n"
+        "  nezha-ds bench-loader --recipe launch/recipes/nezha-base.toml --set data.shards=/data/shards --json",
+    )
+    command.add_argument("folder", nargs="?", metavar="DIR", help="prepared folder (default: the recipe's data.shards)")
+    command.add_argument("--recipe", type=Path, help="TOML whose data and masking are measured")
+    command.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override; repeatable")
+    command.add_argument("--length", type=int, help="tokens in a sample (default: the recipe's, or 128)")
+    command.add_argument("--format", help="full-sentences (default), doc-sentences, segment-pair or sentence-pair")
+    command.add_argument("--masking", help="whole-word (default), character, n-gram or span")
+    command.add_argument("--micro-batch", type=int, help="samples taken at once (default: 32)")
+    command.add_argument("--ranks", type=int, help="processes beside each other (default: GPUs, or cores up to 8)")
+    command.add_argument("--seconds", type=float, help="how long each measurement reads (default: 5)")
+    command.add_argument(
+        "--gpu-rate", type=float, metavar="SEQ/S", help="sequences a second of one GPU, as you measured"
+    )
+    command.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
 if __name__ == "__main__":

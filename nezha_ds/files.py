@@ -9,8 +9,8 @@ from pathlib import Path
 from nezha_ds.errors import LaunchError
 
 
-def write_atomically(path: Path, data: bytes | memoryview | str) -> None:
-    """Write under a temporary name beside `path`, sync, rename, sync the folder.
+def write_atomically(path: Path, *parts: bytes | memoryview | str) -> None:
+    """Write the parts, one after another, under a temporary name beside `path`, sync, rename, sync the folder.
 
     A reader sees the old file, the new one, or none; so does the next start after a power cut. LaunchError when the
     disk is full or the folder cannot be written; then nothing is left behind.
@@ -19,7 +19,8 @@ def write_atomically(path: Path, data: bytes | memoryview | str) -> None:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
+            for part in parts:
+                file.write(part.encode() if isinstance(part, str) else part)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -18,7 +18,18 @@ from nezha_ds.shards import read_manifest
 from nezha_ds.text.vocab import load_vocabulary
 from tests.helpers import ranks
 
-COMMANDS = ("prepare", "vocab", "inspect", "pretrain", "export", "fill-mask", "doctor")
+COMMANDS = (
+    "prepare",
+    "vocab",
+    "inspect",
+    "bench-loader",
+    "pretrain",
+    "export",
+    "convert",
+    "onnx",
+    "fill-mask",
+    "doctor",
+)
 RED = "\x1b[1;37;41m"
 
 

@@ -80,7 +80,6 @@ class Dataset:
         self._entries = manifest.of(split)
         self._vocabulary_size = manifest.tokenizer.vocabulary_size
         self._verify: Verify = settings.verify
-        self._ends = np.cumsum(plan.counts)
         self._verified: set[int] = set()
         self.sources = tuple(source.name for source in manifest.sources)
         numbers = {name: number for number, name in enumerate(self.sources)}
@@ -90,7 +89,7 @@ class Dataset:
 
     def slices(self, samples: NDArray[np.int64]) -> Slices:
         """Where samples (B,) lie; PADDING is an empty slice."""
-        records, real = self.plan.records[samples], samples != PADDING
+        (records, shards), real = self.plan.read(samples), samples != PADDING
 
         def column(name: str) -> NDArray[np.int64]:
             return records[name].astype(np.int64) * real
@@ -99,7 +98,6 @@ class Dataset:
         if records.dtype == PAIR:
             labels = np.where(real, records["random"].astype(np.int64), IGNORE)
             seconds = Seconds(column("second"), column("second_end"), labels)
-        shards = np.searchsorted(self._ends, samples, side="right")
         return Slices(shards, column("start"), column("end"), seconds)
 
     def expect(self, shards: Sequence[int]) -> None:

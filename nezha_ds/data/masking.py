@@ -5,7 +5,7 @@ of consecutive words (n-gram, span). In each row the units are gone through in t
 would overflow what is left of the budget is skipped, a group is cut behind the last word that fits. The budget is
 rate x text tokens, rounded up or down at random so that its mean is right, and at least 1. What is chosen becomes
 [MASK] (80%), random ids (10%) or stays (10%): each token, each word or each unit by a draw of its own. A pure function
-of the rows and their keys; 30 ns a token on one core, 75 for groups.
+of the rows and their keys; 20 ns a token on one core, 33 for groups.
 
 Groups tile the row: their lengths are independent draws, added up, so every word lies in one group and no chance is
 lost on overlaps. Spans are SpanBERT's (arXiv 1907.10529): geometric lengths with p = 0.2, at most 10 words, 3.8 on
@@ -28,8 +28,8 @@ from nezha_ds.data.collate import Flags, Rows
 from nezha_ds.data.randomness import U64, Purpose, below, draws, uniform
 from nezha_ds.data.settings import MaskingSettings
 
-COLUMNS = 32
-"""Words of each row that are gone through at a time: rows are mostly full after 15 at L = 128, 60 at 512."""
+COLUMNS = 16
+"""Units of each row that are gone through at a time: rows are mostly full after 15 words at L = 128, 60 at 512."""
 SPAN_WEIGHTS = tuple(0.8**words for words in range(10))
 """How likely spans of 1, 2, ... 10 words are, as each other's multiples: the geometric distribution with p = 0.2."""
 LONGEST_WORD = 15
@@ -61,7 +61,7 @@ def mask(
     units, grouped = UNITS[settings.method](rows, keys, settings), settings.method in GROUPED
     budget = budgets(np.count_nonzero(rows.text, axis=1), keys, settings.rate, predictions)
     first, size = choose(units, rows.text, keys, budget, rows.words if grouped else None)
-    places = _expand(first, size, rows.ids.size)
+    places = _expand(first, size)
     row, position = np.divmod(places, rows.ids.shape[1])
 
     counts = np.bincount(row, minlength=len(keys))
@@ -77,12 +77,17 @@ def mask(
         boundaries.reshape(-1, 2)[slots] = _boundaries(places) - (places - position)[:, None]
 
     ids = rows.ids.astype(np.int64)
-    begins = {"token": None, "word": rows.words, "span": units}[settings.replaced_together]
-    drawn = position if begins is None else position - places + _latest(begins)[places]
+    together = {
+        "token": lambda: places,
+        "word": lambda: _latest(np.flatnonzero(rows.words), places),
+        "span": lambda: np.repeat(first, size),
+    }
+    drawn = position - places + together[settings.replaced_together]()
     ids.reshape(-1)[places] = _replace(originals, keys[row], position, drawn, settings, mask_id, random_ids)
     if grouped:
-        first = places[rows.words.reshape(-1)[places]]
-        size = _sizes(rows.words, rows.text)[first]
+        # Whole words were chosen, so one ends where the next begins.
+        begins = np.flatnonzero(rows.words.reshape(-1)[places])
+        first, size = places[begins], np.diff(begins, append=len(places))
     return Masked(ids, positions, labels, _word_lengths(first // rows.ids.shape[1], size, len(keys)), boundaries)
 
 
@@ -122,16 +127,23 @@ GROUPED = frozenset({"n-gram", "span"})
 def groups(rows: Rows, keys: U64, weights: Sequence[float]) -> Flags:
     """(B, L): where groups of consecutive words begin; one of k + 1 words has the k-th weight. W words of a row."""
     counts = np.count_nonzero(rows.words, axis=1)
-    columns = np.arange(max(1, int(counts.max())))
-    steps = np.cumsum(weights)[:-1] / np.sum(weights)
-    numbers = uniform(draws(keys[:, None], columns.astype(np.uint64), Purpose.GROUP))
-    # (B, W): the word at which each group ends, and so the next begins; the sums run beyond the last word.
-    ends = np.cumsum(1 + np.searchsorted(steps, numbers, side="right"), axis=1)
-    begins = np.zeros((len(keys), len(columns) + 1), np.bool_)
-    begins[:, 0] = True
-    np.put_along_axis(begins, np.minimum(ends, len(columns)), True, axis=1)
+    shares = np.asarray(weights) / np.sum(weights)
+    steps = np.cumsum(shares)[:-1]
+    # Mostly enough at once: a row of W words has W / (words of a group) groups, and a few more.
+    more = int(counts.max() / (shares @ np.arange(1, len(shares) + 1))) + 8
+    # (B, groups + 1): the word at which each group begins, and so the one before it ends; beyond the last word at last.
+    begins = np.zeros((len(keys), 1), np.int64)
+    while np.any(begins[:, -1] < counts):
+        columns = np.arange(more, dtype=np.uint64) + np.uint64(begins.shape[1] - 1)
+        numbers = uniform(draws(keys[:, None], columns, Purpose.GROUP))
+        sizes = np.ones(numbers.shape, np.int16)
+        for step in steps:
+            sizes += numbers >= step
+        begins = np.concatenate([begins, begins[:, -1:] + np.cumsum(sizes, axis=1)], axis=1)
+    own = begins < counts[:, None]
     units = np.zeros(rows.words.shape, np.bool_)
-    units[rows.words] = begins[:, :-1][columns < counts[:, None]]
+    begins += (np.cumsum(counts) - counts)[:, None]
+    units.reshape(-1)[np.flatnonzero(rows.words)[begins[own]]] = True
     # Behind a [SEP] a group begins anew.
     units[:, 1:] |= rows.words[:, 1:] & ~rows.text[:, :-1]
     return units
@@ -148,33 +160,40 @@ def budgets(tokens: NDArray[np.int64], keys: U64, rate: float, predictions: int)
 
 def choose(
     units: Flags, text: Flags, keys: U64, budget: Sizes, words: Flags | None = None
-) -> tuple[NDArray[np.int64], Sizes]:
-    """The units to predict: (U,) first tokens as flat indices of (B, L), in no order, and (U,) sizes.
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The units to predict: (U,) first tokens as flat indices of (B, L), ascending, and (U,) sizes.
 
     With `words`, a unit that does not fit is cut where one of them begins; without, it is skipped.
     """
     length = units.shape[1]
     order, sizes = _random_order(units, keys), _sizes(units, text)
-    cuts = None if words is None else _latest(words | ~text)
-    base = np.arange(len(units)) * length
-    left = budget.copy()
+    bounds = None if words is None else np.flatnonzero(words | ~text)
+    # The rows whose budget is not used up, and what is left of it.
+    rows, left = np.arange(len(units)), budget
     firsts: list[NDArray[np.int64]] = []
     taken: list[Sizes] = []
     for column in range(0, length, COLUMNS):
-        first = base + order[:, column : column + COLUMNS].T
+        first = (rows * length)[:, None] + order[rows, column : column + COLUMNS]
+        first = np.ascontiguousarray(first.T)
         size = sizes[first]
         for begin, unit in zip(first, size, strict=True):
-            if cuts is None:
+            if bounds is None:
                 unit *= unit <= left
             else:
-                np.copyto(unit, cuts[begin + np.minimum(unit, left)] - begin, where=unit > left, casting="unsafe")
-            left -= unit
+                long = np.flatnonzero(unit > left)
+                unit[long] = _latest(bounds, begin[long] + left[long]) - begin[long]
+            left = left - unit
         chosen = size > 0
         firsts.append(first[chosen])
         taken.append(size[chosen])
-        if not left.any():
+        # What stands behind the last unit of a row is L - 1.
+        going = (left > 0) & (first[-1] - rows * length < length - 1)
+        rows, left = rows[going], left[going]
+        if not len(rows):
             break
-    return np.concatenate(firsts), np.concatenate(taken)
+    first, size = np.concatenate(firsts), np.concatenate(taken)
+    ascending = np.argsort(first)
+    return first[ascending], size[ascending].astype(np.int64)
 
 
 def _random_order(units: Flags, keys: U64) -> NDArray[np.uint32]:
@@ -190,10 +209,11 @@ def _random_order(units: Flags, keys: U64) -> NDArray[np.uint32]:
     low = np.uint32((1 << bits) - 1)
     hashes &= ~low
     hashes |= positions.astype(np.uint32)
-    hashes[~units] = ~low | np.uint32(length - 1)
+    # All bits where there is no unit, without a branch.
+    hashes |= units.astype(np.uint32) - np.uint32(1)
     hashes.sort(axis=1)
     hashes &= low
-    return hashes
+    return np.minimum(hashes, np.uint32(length - 1))
 
 
 def _sizes(units: Flags, text: Flags) -> Sizes:
@@ -205,17 +225,15 @@ def _sizes(units: Flags, text: Flags) -> Sizes:
     return sizes
 
 
-def _latest(begins: Flags) -> NDArray[np.int64]:
-    """(B x L,): the flat index of the last flag at or before each place."""
-    return np.maximum.accumulate(np.arange(begins.size) * begins.reshape(-1))
+def _latest(begins: NDArray[np.int64], places: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(M,): the last of the ascending `begins` at or before each place."""
+    return begins[np.searchsorted(begins, places, side="right") - 1]
 
 
-def _expand(first: NDArray[np.int64], size: Sizes, places: int) -> NDArray[np.int64]:
-    """(M,): every token of the chosen units as a flat index, ascending."""
-    ends = np.cumsum(size, dtype=np.int64)
-    chosen = np.zeros(places, np.bool_)
-    chosen[np.repeat(first - (ends - size), size) + np.arange(int(size.sum()))] = True
-    return np.flatnonzero(chosen)
+def _expand(first: NDArray[np.int64], size: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(M,): every token of the chosen units as a flat index, ascending as the units are."""
+    ends = np.cumsum(size)
+    return np.repeat(first - (ends - size), size) + np.arange(int(size.sum()))
 
 
 def _boundaries(places: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -230,7 +248,7 @@ def _boundaries(places: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.repeat(runs, ends - begins, axis=0)
 
 
-def _word_lengths(row: NDArray[np.int64], size: Sizes, count: int) -> NDArray[np.int64]:
+def _word_lengths(row: NDArray[np.int64], size: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     """(count, LONGEST_WORD + 1): how many words of each size there are in each row."""
     bins = LONGEST_WORD + 1
     return np.bincount(row * bins + np.minimum(size, LONGEST_WORD), minlength=count * bins).reshape(count, bins)

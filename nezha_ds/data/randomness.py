@@ -40,7 +40,8 @@ _PURPOSES = np.uint64(16)
 
 def mix(x: U64) -> U64:
     """SplitMix64's finaliser, a bijection of 64 bits in which each bit of the input flips half the output."""
-    z = x ^ (x >> np.uint64(30))
+    z = x >> np.uint64(30)
+    z ^= x
     z *= _FIRST
     z ^= z >> np.uint64(27)
     z *= _SECOND

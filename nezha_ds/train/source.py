@@ -98,7 +98,8 @@ def open_source(recipe: Recipe, ranks: Ranks) -> Source:
 
 
 def _log_progress(done: int, total: int) -> None:
-    if done == total or done % 100 == 0:
+    # Every twentieth part: the shards of a large corpus take an hour.
+    if done == total or done % max(1, total // 20) == 0:
         log.info("planned %d of %d shards", done, total)
 
 

@@ -1,8 +1,9 @@
 """Our speed beside what a user would take instead.
 
-  make bench                                    every row, five runs a side: about fifteen minutes
+  make bench                                    every row, five runs a side: about twenty minutes
   .venv/bin/python -m tests.bench step-512      the rows whose names begin so
-  .venv/bin/python -m tests.bench --quick       three runs a side
+  .venv/bin/python -m tests.bench --quick       most rows, three runs a side: six minutes
+  .venv/bin/python -m tests.bench --markdown    the last call's table as docs/benchmarks.md shows it; measures nothing
 
 Prints a table and writes build/bench.json, a list of rows. Both sides run in processes of their own and take turns;
 the rivals live in .venv-bench (`make .venv-bench`). On a busy machine trust the ratios only.
@@ -20,7 +21,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench.harness import REPOSITORY, Result, Side, SideError, compare, take_turns
+from tests.bench.harness import REPOSITORY, Result, Side, SideError, compare, markdown, take_turns
 from tests.bench.rows import ROWS, Row
 
 FOLDER = REPOSITORY / "build" / "bench"
@@ -35,9 +36,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "python -m tests.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="rows whose names begin so; all when left out")
-    parser.add_argument("--quick", action="store_true", help=f"{QUICK_RUNS} runs a side instead of {RUNS}")
+    parser.add_argument("--quick", action="store_true", help=f"most rows, {QUICK_RUNS} runs a side instead of {RUNS}")
+    parser.add_argument(
+        "--markdown", action="store_true", help="print build/bench.json as Markdown, and measure nothing"
+    )
     chosen = parser.parse_args(arguments)
-    rows = [row for row in ROWS if not chosen.names or row.name.startswith(tuple(chosen.names))]
+    if chosen.markdown:
+        if not RESULTS.exists():
+            parser.error(f"{RESULTS} is missing; measure first")
+        print(markdown([Result(**row) for row in json.loads(RESULTS.read_text())]))
+        return 0
+    if chosen.names:
+        rows = [row for row in ROWS if row.name.startswith(tuple(chosen.names))]
+    else:
+        rows = [row for row in ROWS if row.quick or not chosen.quick]
     if not rows:
         parser.error(f"no row begins with {' or '.join(chosen.names)}; there are {', '.join(row.name for row in ROWS)}")
     if not RIVALS.exists():

@@ -119,6 +119,20 @@ def take_turns(ours: Side, theirs: Side, runs: int) -> tuple[list[Reading], list
     return readings[0][1:], readings[1][1:]
 
 
+def markdown(results: Sequence[Result]) -> str:
+    """The table as docs/benchmarks.md shows it: three digits, and commas from a thousand on."""
+    lines = ["| row | unit | ours | rival | theirs | ratio |", "|---|---|---|---|---|---|"]
+    lines += [
+        f"| {one.name} | {one.unit} | {_digits(one.ours)} | {one.rival} | {_digits(one.theirs)} | {one.ratio:.2f} |"
+        for one in results
+    ]
+    return "\n".join(lines)
+
+
+def _digits(value: float) -> str:
+    return f"{value:,.0f}" if value >= 999.5 else f"{value:.3g}"
+
+
 def compare(
     name: str, unit: str, rival: str, ours: Sequence[float], theirs: Sequence[float], note: str, smaller: bool = False
 ) -> Result:

@@ -36,6 +36,8 @@ class Row:
     """The name of the row for the memory that the same runs take, if it is wanted."""
     beside_ourselves: bool = False
     """Whether the other side runs in our own environment."""
+    quick: bool = True
+    """Whether `--quick` measures it too, if it is not asked for by name."""
 
 
 def _prepare() -> list[Row]:
@@ -90,20 +92,37 @@ def _read() -> list[Row]:
 
 
 def _mask() -> list[Row]:
+    samples = (
+        "masks over the same samples in memory: ours arrays in blocks of 131,072 places, theirs lists in batches of 32"
+    )
+    whole = "transformers DataCollatorForWholeWordMask"
+    rows = {
+        "mask-128": ("whole-word", 128, whole, f"whole-word {samples} with chinese_ref at hand"),
+        "mask-512": ("whole-word", 512, whole, f"whole-word {samples} with chinese_ref at hand"),
+        "mask-character": (
+            "character",
+            128,
+            "transformers DataCollatorForLanguageModeling",
+            f"{samples}; single tokens on both sides, length 128",
+        ),
+        "mask-n-gram": ("n-gram", 128, whole, f"{samples}; ours groups of 1 to 4 words, theirs words; length 128"),
+        "mask-span": ("span", 128, whole, f"{samples}; ours spans of 1 to 10 words, theirs words; length 128"),
+        "mask-span-512": ("span", 512, whole, f"{samples}; ours spans of 1 to 10 words, theirs words; length 512"),
+    }
     return [
         Row(
-            f"mask-{length}",
+            name,
             "M tokens/s",
-            "transformers DataCollatorForWholeWordMask",
-            "whole-word masks over the same samples in memory: ours arrays in blocks of 131,072 places, theirs lists "
-            "in batches of 32 with chinese_ref at hand",
+            rival,
+            note,
             ours="ours.mask",
             theirs="rivals.mask",
-            options={"length": length},
+            options={"length": length, "method": method},
             scale=1e-6,
             material=(material.text, material.shards),
+            quick=name not in ("mask-n-gram", "mask-span-512"),
         )
-        for length in SIZES
+        for name, (method, length, rival, note) in rows.items()
     ]
 
 
@@ -122,6 +141,38 @@ def _loader() -> list[Row]:
             material=(material.text, material.shards),
         )
         for length in SIZES
+    ]
+
+
+def _loader_variants() -> list[Row]:
+    options: dict[str, dict[str, Any]] = {
+        "doc-sentences": {"format": "doc-sentences"},
+        "sentence-pair": {"format": "sentence-pair"},
+        "segment-pair": {"format": "segment-pair"},
+        "short": {"short_rate": 0.1},
+        "character": {"method": "character"},
+        "n-gram": {"method": "n-gram"},
+        "span": {"method": "span"},
+        "segment-pair-span": {"format": "segment-pair", "method": "span"},
+        "segment-pair-span-512": {"format": "segment-pair", "method": "span", "length": 512},
+    }
+    return [
+        Row(
+            f"loader-{name}",
+            "M tokens/s",
+            "our full-sentences, whole words",
+            "the row loader-128 (or 512) in another format or with another masking, beside it: what the choice costs; "
+            "tokens count padding on both sides",
+            ours="ours.loader",
+            theirs="ours.loader",
+            options={"length": 128, "batch": MICRO_BATCH} | own,
+            their_options={"length": own.get("length", 128), "batch": MICRO_BATCH},
+            scale=1e-6,
+            material=(material.text, material.shards),
+            beside_ourselves=True,
+            quick=name == "segment-pair-span",
+        )
+        for name, own in options.items()
     ]
 
 
@@ -176,4 +227,13 @@ def _scrape() -> list[Row]:
     ]
 
 
-ROWS: tuple[Row, ...] = (*_prepare(), *_read(), *_mask(), *_loader(), *_step(), *_lamb(), *_scrape())
+ROWS: tuple[Row, ...] = (
+    *_prepare(),
+    *_read(),
+    *_mask(),
+    *_loader(),
+    *_loader_variants(),
+    *_step(),
+    *_lamb(),
+    *_scrape(),
+)

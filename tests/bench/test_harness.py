@@ -7,7 +7,7 @@ from typing import cast
 
 import pytest
 
-from tests.bench.harness import REPOSITORY, Reading, Side, SideError, compare, take_turns
+from tests.bench.harness import REPOSITORY, Reading, Side, SideError, compare, markdown, take_turns
 from tests.bench.rows import ROWS
 
 
@@ -67,6 +67,14 @@ def test_a_ratio_above_one_means_that_we_are_ahead() -> None:
     assert (faster.ours, faster.theirs, faster.ratio, faster.runs) == (10, 5, 2, 3)
     assert smaller.ratio == 0.5
     assert faster.ours_range == (9, 30)
+
+
+def test_the_table_for_the_docs_reads_as_numbers_are_written_there() -> None:
+    rows = [compare("a", "u", "them", [16.559], [0.2365], ""), compare("b", "u", "them", [1308.9], [999.4], "")]
+    assert markdown(rows).splitlines()[2:] == [
+        "| a | u | 16.6 | them | 0.236 | 70.02 |",
+        "| b | u | 1,309 | them | 999 | 1.31 |",
+    ]
 
 
 def test_every_row_has_a_known_name_and_two_sides() -> None:

@@ -12,7 +12,7 @@ from nezha_ds.data.formats import full_sentences
 from nezha_ds.data.plan import build_plan, load_plan, plan_key
 from nezha_ds.data.settings import DataSettings
 from nezha_ds.errors import DataError
-from nezha_ds.shards import Columns
+from nezha_ds.shards import Columns, Manifest
 from tests.data.folders import documents, random_columns, slow_row, to_columns, write_folder
 
 
@@ -77,21 +77,48 @@ def test_is_built_once_and_mapped_afterwards(prepared):
         assert plan.counts.tolist() == built.counts.tolist()
 
 
+def started_twice(folder: Path, manifest: Manifest, settings: DataSettings) -> list[tuple[int, ...]]:
+    """Every record, read by the first start that finds the plan sound; the second must."""
+    for start in range(2):
+        plan = load_plan(folder, manifest, "train", settings)
+        try:
+            return plan.read(np.arange(len(plan)))[0].tolist()
+        except DataError as error:
+            assert "start again" in str(error)
+            assert start == 0
+    raise AssertionError
+
+
 def test_a_damaged_file_is_built_again(prepared, caplog):
     folder, manifest, settings = prepared
     expected = load_plan(folder, manifest, "train", settings).records.tolist()
     path = cached(folder)
     whole = path.read_bytes()
     rng = np.random.default_rng(0)
-    # Every byte of numpy's own header, then bytes of ours, then cut files.
-    flips = [*range(0, 100, 3), *rng.integers(128, len(whole), 30).tolist()]
+    # Every byte of numpy's own header and of the counts, then bytes of records, then cut files.
+    flips = [*range(0, 100, 3), *range(128, 160), *rng.integers(128, len(whole), 30).tolist()]
     damaged = [whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :] for at in flips]
-    damaged += [whole[:size] for size in (0, 5, 60, 128, len(whole) - 8, len(whole) - 1)]
+    damaged += [whole[:size] for size in (0, 5, 60, 128, 136, len(whole) - 8, len(whole) - 1)]
     for data in damaged:
         path.write_bytes(data)
-        assert load_plan(folder, manifest, "train", settings).records.tolist() == expected
+        assert started_twice(folder, manifest, settings) == expected
     assert "building it again" in caplog.text
     assert path.read_bytes() == whole
+
+
+def test_reading_checks_the_records_of_the_shards_it_reads_and_of_no_other(prepared):
+    folder, manifest, settings = prepared
+    load_plan(folder, manifest, "train", settings)
+    data = bytearray(cached(folder).read_bytes())
+    data[-2] ^= 1
+    cached(folder).write_bytes(data)
+    plan = load_plan(folder, manifest, "train", settings)
+    records, shards = plan.read(np.arange(plan.counts[:2].sum()))
+    assert shards.tolist() == [0] * plan.counts[0] + [1] * plan.counts[1]
+    assert records.tolist() == build_plan(folder, manifest, "train", settings).records[: len(records)].tolist()
+    with pytest.raises(DataError, match=r"plan .* is damaged .*; start again"):
+        plan.read(np.array([3, len(plan) - 1]))
+    assert not list((folder / "plans").iterdir())
 
 
 def test_works_in_memory_where_it_cannot_write(prepared, caplog):

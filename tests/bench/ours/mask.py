@@ -1,4 +1,4 @@
-"""Whole-word masks over rows that are in memory, in blocks as the loader makes them."""
+"""Masks over rows that are in memory, in blocks as the loader makes them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +14,9 @@ from tests.bench.ours.samples import RANDOM_IDS, SPECIAL, rows_of
 BLOCKS = 96
 
 
-def side(folder: str, length: int) -> Callable[[], float]:
+def side(folder: str, length: int, method: str = "whole-word") -> Callable[[], float]:
     """Tokens, padding included; new keys, and so new masks, each time."""
-    settings = MaskingSettings()
+    settings = MaskingSettings.model_validate({"method": method})
     rows = rows_of(Path(folder), length, count=BLOCK // length)
     samples = np.arange(len(rows.ids))
     epoch = 0

@@ -1,6 +1,7 @@
 """The samples of the prepared shards, not masked, and what else our side needs to make batches of them."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,9 +21,9 @@ SPECIAL = SpecialIds(
 RANDOM_IDS = np.arange(SPECIAL.mask + 1, len(VOCABULARY))
 
 
-def settings(folder: Path, length: int) -> DataSettings:
+def settings(folder: Path, length: int, **rest: Any) -> DataSettings:
     """Of the shards that `material.shards` made."""
-    return DataSettings(shards=str(folder / "shards"), length=length)
+    return DataSettings(shards=str(folder / "shards"), length=length, **rest)
 
 
 def dataset_of(folder: Path, length: int) -> Dataset:

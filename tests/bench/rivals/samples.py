@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import BertTokenizerFast, DataCollatorForWholeWordMask
+from transformers import BertTokenizerFast, DataCollatorForLanguageModeling, DataCollatorForWholeWordMask
 
 T = TypeVar("T")
 
@@ -36,9 +36,12 @@ def samples(folder: str, length: int) -> Iterator[Sample]:
         yield Sample(ids[:size], np.flatnonzero(inside[:size]).astype(np.uint16))
 
 
-def collator(folder: str) -> DataCollatorForWholeWordMask:
-    """Hugging Face's, which gives what our side gives: masked ids and labels, 15%, 80/10/10."""
-    return DataCollatorForWholeWordMask(BertTokenizerFast(str(Path(folder) / "vocab.txt")))
+def collator(folder: str, method: str = "whole-word") -> DataCollatorForLanguageModeling:
+    """Hugging Face's, which gives what our side gives: masked ids and labels, 15%, 80/10/10. It has none for n-grams
+    and spans, and whole words in their place.
+    """
+    kind = DataCollatorForLanguageModeling if method == "character" else DataCollatorForWholeWordMask
+    return kind(BertTokenizerFast(str(Path(folder) / "vocab.txt")))
 
 
 def example(ids: NDArray[np.uint16], inside: NDArray[np.uint16]) -> dict[str, list[int]]:
