@@ -86,7 +86,7 @@ def inspect(given: argparse.Namespace) -> int:
     from nezha_ds.config import build
     from nezha_ds.corpus.inspect import as_json, folder_vocabulary, statistics
     from nezha_ds.corpus.page import page
-    from nezha_ds.corpus.report import folder_report, show_report
+    from nezha_ds.corpus.report import REPORT, folder_report, show_report
     from nezha_ds.corpus.terminal import show, table
     from nezha_ds.data.preview import preview
     from nezha_ds.data.settings import DataSettings, MaskingSettings
@@ -95,6 +95,7 @@ def inspect(given: argparse.Namespace) -> int:
 
     chosen = {"shards": given.folder, "length": given.length, "format": given.format}
     settings, shelf = build(DataSettings, chosen, "the command line"), open_shelf(given.folder)
+    shelf.bring(REPORT)
     found, report = statistics(shelf, progress=True), folder_report(shelf.folder)
     vocabulary = folder_vocabulary(shelf.folder, found.manifest)
     masks = preview(settings, MaskingSettings(method=given.masking), given.seed, vocabulary, given.samples)
