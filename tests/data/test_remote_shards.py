@@ -1,6 +1,7 @@
 """Shards on S3 give what shards in a folder give, bit for bit, through a cache that is as small as it may be."""
 
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -167,6 +168,21 @@ def test_a_plan_that_was_uploaded_spares_the_reading_of_every_shard(tmp_path, fo
     found = load_plan(shelf, read_manifest(shelf.folder), "train", settings(uri), lambda *_: pytest.fail("built"))
     assert found.records.tobytes() == expected.records.tobytes()
     assert shard_gets(front) == []
+
+
+def test_a_plan_that_is_damaged_in_the_store_is_built_here(tmp_path, tmp_path_factory, folder, store, front):
+    copy = tmp_path_factory.mktemp("damaged") / "prepared"
+    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("plans"))
+    manifest = read_manifest(copy)
+    expected = load_plan(copy, manifest, "train", settings(copy)).records.tobytes()
+    (path,) = (copy / "plans").iterdir()
+    path.write_bytes(path.read_bytes()[:-1] + b"\xff")  # in the last record
+    uri = store.upload(copy, "damaged/prepared") + front.parameters
+    shelf = open_shelf(uri, str(tmp_path), 10**9)
+    built: list[int] = []
+    found = load_plan(shelf, manifest, "train", settings(uri), lambda done, _: built.append(done))
+    assert found.records.tobytes() == expected
+    assert built[-1] == len(manifest.of("train"))
 
 
 def test_a_limit_below_two_windows_of_the_order_is_refused_with_the_number_that_it_takes(tmp_path, folder, uri):
