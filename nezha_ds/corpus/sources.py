@@ -98,12 +98,16 @@ class Separator:
     """From the last line end on, what may go on to be one in the next block."""
     kept: bool = False
     """Whether it belongs to the document before it."""
+    lines: re.Pattern[bytes] | None = None
+    """What lines it may have; None where it has but one line end."""
 
 
 # A line of nothing but spaces, tabs, carriage returns or ideographic spaces; half a character of those may stand at the
 # end of a block.
 _HALF_BLANK = re.compile(rb"\n(?:[ \t\r]|\xe3\x80\x80)*(?:\xe3\x80?)?")
-_BLANK_LINES = Separator(re.compile(rb"\n(?:(?:[ \t\r]|\xe3\x80\x80)*\n)+"), _HALF_BLANK)
+_BLANK_LINES = Separator(
+    re.compile(rb"\n(?:(?:[ \t\r]|\xe3\x80\x80)*\n)+"), _HALF_BLANK, lines=re.compile(rb"(?:[ \t\r]|\xe3\x80\x80)*")
+)
 _LINE_END = Separator(re.compile(rb"\n"), _HALF_BLANK)
 _BLOCK_END = Separator(BLOCK_END, HALF_BLOCK_END, kept=True)
 _NEVER = Separator(re.compile(rb"(?!)"), re.compile(rb"(?!)"))
@@ -245,9 +249,15 @@ def _split(piece: Piece, reading: Reading) -> Iterator[tuple[int, bytes]]:
 
 
 def half_separator(data: bytes, separator: Separator) -> bytes:
-    """What may be the beginning of a separator: the last line end and what follows it, often nothing."""
-    end = data[data.rfind(b"\n") :] if b"\n" in data else b""
-    return end if separator.half.fullmatch(end) else b""
+    """What may be a separator, or the beginning of one, at the end of the data: from a line end on, often nothing."""
+    begin = data.rfind(b"\n")
+    if begin < 0 or not separator.half.fullmatch(data, begin):
+        return b""
+    while separator.lines and (before := data.rfind(b"\n", 0, begin)) >= 0:
+        if not separator.lines.fullmatch(data, before + 1, begin):
+            break
+        begin = before
+    return data[begin:]
 
 
 def _blocks(piece: Piece, reading: Reading) -> Iterator[bytes | None]:

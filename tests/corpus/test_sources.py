@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from nezha_ds.corpus import sources
@@ -185,6 +185,8 @@ def test_a_document_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.M
     block=st.integers(1, 9),
     separation=st.sampled_from(["blank-line", "line"]),
 )
+@example(text="aaaaaaa\n\u3000\u3000\u3000\u3000\na", block=1, separation="blank-line")
+@example(text="a\n\u3000\u3000\u3000\u3000\u3000\u3000\na", block=1, separation="blank-line")
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_an_endless_document_takes_no_other_with_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, block: int, separation: Separation
