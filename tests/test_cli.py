@@ -11,6 +11,7 @@ import pytest
 import nezha_ds
 import nezha_ds.train.export
 from nezha_ds import cli
+from nezha_ds.arguments import parser
 from nezha_ds.data.preview import preview
 from nezha_ds.data.settings import DataSettings, MaskingSettings
 from nezha_ds.errors import DataError
@@ -56,7 +57,7 @@ def test_help_shows_examples_that_parse(capsys, command):
     assert shown
     for words in shown:
         start = words.index("launch/pretrain.py") if words[0] == "deepspeed" else 1
-        cli._parser().parse_args(["pretrain", *words[start + 1 :]] if words[0] == "deepspeed" else words[1:])
+        parser().parse_args(["pretrain", *words[start + 1 :]] if words[0] == "deepspeed" else words[1:])
 
 
 @pytest.mark.parametrize("arguments", [[], ["pretain"], ["prepare"], ["fill-mask", "folder"], ["inspect", "x", "--no"]])
@@ -91,7 +92,7 @@ def test_the_script_for_launchers_is_the_same_command():
 
 
 def test_without_arguments_it_is_the_demo():
-    given = cli._parser().parse_args(["pretrain"])
+    given = parser().parse_args(["pretrain"])
     assert given.recipe.is_file()
     assert given.deepspeed_config.is_file()
     assert given.set == []

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nezha_ds.cli import _parser
+from nezha_ds.arguments import parser
 
 ROOT = Path(__file__).parents[1]
 READMES = ("README.md", "README.zh-CN.md")
@@ -29,11 +29,11 @@ def test_its_commands_are_understood(name):
         if program == "make":
             assert re.search(rf"^{arguments[0]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
         elif program == "nezha-ds":
-            assert _parser().parse_args(arguments)
+            assert parser().parse_args(arguments)
             parsed += 1
         elif program == "deepspeed":
             assert arguments[0] == "launch/pretrain.py"
-            given = _parser().parse_args(["pretrain", *arguments[1:]])
+            given = parser().parse_args(["pretrain", *arguments[1:]])
             assert (ROOT / given.recipe).is_file()
             assert (ROOT / given.deepspeed_config).is_file()
             parsed += 1

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nezha_ds import cli
+from nezha_ds.arguments import parser
 from nezha_ds.config import build, load, to_toml
 from nezha_ds.data.settings import LONGEST
 from nezha_ds.model.config import BERT_CHINESE_VOCABULARY
@@ -53,7 +53,7 @@ def test_it_loads_strictly_and_names_a_model(path: Path) -> None:
 
 @each_recipe
 def test_its_command_is_one_that_runs_this_recipe(path: Path) -> None:
-    given = cli._parser().parse_args(["pretrain", *training(path)])
+    given = parser().parse_args(["pretrain", *training(path)])
     assert (REPOSITORY / given.recipe).resolve() == path
     load(Recipe, path, given.set)
     load_ds_config(REPOSITORY / given.deepspeed_config, 1)
@@ -63,14 +63,14 @@ def test_its_command_is_one_that_runs_this_recipe(path: Path) -> None:
 def test_every_other_command_of_its_header_parses(path: Path) -> None:
     for words in commands(path):
         if words[0] == "nezha-ds":
-            cli._parser().parse_args(words[1:])
+            parser().parse_args(words[1:])
 
 
 @pytest.mark.parametrize("path", [path for path in RECIPES if path.name != "demo.toml"], ids=lambda path: path.name)
 def test_its_header_says_what_to_expect_with_the_right_numbers(path: Path) -> None:
     text, recipe = header(path), load(Recipe, path)
     assert re.findall(r"^(\w+)  ", text, re.M) == ["hardware", "batch", "steps", "expect"]
-    given = cli._parser().parse_args(["pretrain", *training(path)])
+    given = parser().parse_args(["pretrain", *training(path)])
     batch = load_ds_config(REPOSITORY / given.deepspeed_config, 1).batch.global_batch
     assert f"batch     {batch:,} samples of {recipe.data.length} tokens" in text
     for name in re.findall(r"[\w-]+\.json", text):
@@ -80,7 +80,7 @@ def test_its_header_says_what_to_expect_with_the_right_numbers(path: Path) -> No
 @pytest.mark.parametrize("name", ["nezha-base.toml", "nezha-large.toml"])
 def test_their_steps_are_ten_times_the_papers_corpora(name: str) -> None:
     path = REPOSITORY / "launch" / "recipes" / name
-    given = cli._parser().parse_args(["pretrain", *training(path)])
+    given = parser().parse_args(["pretrain", *training(path)])
     batch = load_ds_config(REPOSITORY / given.deepspeed_config, 1).batch.global_batch
     recipe = load(Recipe, path)
     once = round(TOKENS_A_CORPUS / (batch * recipe.data.length))

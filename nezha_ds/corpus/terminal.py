@@ -28,6 +28,7 @@ def table(found: Statistics, masks: Masks) -> Table:
         "tokens a sentence": f"{found.tokens_per_sentence:.1f}",
         "tokens a word": f"{found.tokens_per_word:.2f}",
         "entropy of single tokens": f"{found.unigram_entropy:.3f} nats",
+        "tokenizer": f"{found.manifest.tokenizer.kind}, {found.manifest.tokenizer.vocabulary_size:,} entries",
         "segmenter": f"{found.manifest.segmenter.name} {found.manifest.segmenter.version}",
         "shards": f"{len(found.manifest.shards):,} ({found.manifest.total('bytes') / 1e6:,.1f} MB)",
         "fingerprint": found.manifest.fingerprint[:16],

@@ -8,11 +8,10 @@ import pytest
 
 from nezha_ds import cli
 from nezha_ds.corpus.inspect import folder_vocabulary
-from nezha_ds.data.collate import SpecialIds
-from nezha_ds.data.loader import build_loader
+from nezha_ds.data.collate import replacement_ids, special_ids
+from nezha_ds.data.loader import Stream, build_loader
 from nezha_ds.data.settings import DataSettings, MaskingSettings
 from nezha_ds.shards import open_shard, read_manifest, unpack_words
-from nezha_ds.train.source import replacement_ids
 from nezha_ds.world import World
 
 DOCUMENTS = 120
@@ -64,8 +63,8 @@ def test_inspect_shows_ids(prepared: Path, capsys: pytest.CaptureFixture[str], m
     assert re.search(r"tokens a word +1\.00", shown)
     assert re.search(r"tokenizer +bert-wordpiece, [\d,]+ entries", shown)
     ids = shown.strip().split("\n")[-1].split(" ")
-    assert len(ids) == 60
-    assert all(re.fullmatch(r"\d+|\[UNK\]", number) for number in ids)
+    assert len(ids) > 100  # of two documents, what is to be predicted in brackets
+    assert all(re.fullmatch(r"\[?(\d+|\[UNK\]|\[SEP\])\]?", number) for number in ids)
 
 
 def test_words_of_several_ids_are_masked_whole(tmp_path: Path) -> None:
@@ -82,19 +81,16 @@ def test_words_of_several_ids_are_masked_whole(tmp_path: Path) -> None:
     assert manifest.total("words") == 6000
     assert manifest.total("unknowns") == 0
     entries = folder_vocabulary(out, manifest)
-    v = entries.special_ids
-    loader = build_loader(
+    stream = Stream(
         DataSettings(shards=str(out), length=256, format="doc-sentences"),
         MaskingSettings(mask_share=1.0, random_share=0.0),
         seed=1,
         micro_batch=120,
-        global_batch=120,
         world=World(),
-        first=0,
-        special=SpecialIds(pad=v[0], unk=v[1], cls=v[2], sep=v[3], mask=v[4]),
+        special=special_ids(entries),
         random_ids=replacement_ids(entries),
     )
-    with loader:
+    with build_loader(stream, global_batch=120, first=0) as loader:
         batch = next(loader)
     hyphen, masked = entries.ids["-"], 0
     for row, positions, labels in zip(batch.input_ids, batch.mlm_positions, batch.mlm_labels, strict=True):

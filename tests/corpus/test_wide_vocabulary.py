@@ -10,12 +10,11 @@ from hypothesis import strategies as st
 
 from nezha_ds.corpus.prepare import prepare
 from nezha_ds.corpus.settings import PrepareSettings
-from nezha_ds.data.collate import SpecialIds
-from nezha_ds.data.loader import build_loader
+from nezha_ds.data.collate import replacement_ids, special_ids
+from nezha_ds.data.loader import Stream, build_loader
 from nezha_ds.data.settings import DataSettings, MaskingSettings
 from nezha_ds.shards import Columns, Manifest, id_type, open_shard, pack_words, write_shard
 from nezha_ds.text.vocab import SPECIAL_TOKENS, Vocabulary, load_vocabulary
-from nezha_ds.train.source import replacement_ids
 from nezha_ds.world import World
 
 
@@ -79,19 +78,16 @@ def test_batches_hold_and_replace_what_16_bits_cannot(tmp_path: Path) -> None:
     documents = rng.integers(65_600, entries, (200, 100)).tolist()
     prepared(tmp_path, entries, documents)
     vocabulary = load_vocabulary(tmp_path / "out" / "vocab.txt")
-    v = vocabulary.special_ids
-    loader = build_loader(
+    stream = Stream(
         DataSettings(shards=str(tmp_path / "out"), length=128, format="doc-sentences"),
         MaskingSettings(mask_share=0.0, random_share=1.0),
         seed=1,
         micro_batch=200,
-        global_batch=200,
         world=World(),
-        first=0,
-        special=SpecialIds(pad=v[0], unk=v[1], cls=v[2], sep=v[3], mask=v[4]),
+        special=special_ids(vocabulary),
         random_ids=replacement_ids(vocabulary),
     )
-    with loader:
+    with build_loader(stream, global_batch=200, first=0) as loader:
         batch = next(loader)
     ids, positions, labels = batch.input_ids.numpy(), batch.mlm_positions.numpy(), batch.mlm_labels.numpy()
     rows, places = np.nonzero(labels >= 0)

@@ -11,8 +11,8 @@ import pytest
 
 from nezha_ds import cli
 from nezha_ds.corpus.inspect import folder_vocabulary
-from nezha_ds.data.collate import SpecialIds
-from nezha_ds.data.loader import build_loader
+from nezha_ds.data.collate import replacement_ids, special_ids
+from nezha_ds.data.loader import Stream, build_loader
 from nezha_ds.data.settings import DataSettings, MaskingSettings
 from nezha_ds.errors import DataError
 from nezha_ds.model.fill_mask import fill_mask
@@ -20,7 +20,6 @@ from nezha_ds.model.hf import load_folder
 from nezha_ds.shards import read_manifest
 from nezha_ds.text.byte_bpe import ByteVocabulary
 from nezha_ds.text.kinds import KINDS
-from nezha_ds.train.source import replacement_ids
 from nezha_ds.world import World
 from tests.helpers import runs
 from tests.text.conftest import shipped, transformers  # noqa: F401 - a fixture
@@ -72,18 +71,16 @@ def test_batches_have_its_special_tokens(prepared: Path) -> None:
     v = folder_vocabulary(prepared, manifest)
     allowed = replacement_ids(v)
     assert allowed.tolist() == [*range(5, SIZE)]
-    loader = build_loader(
+    stream = Stream(
         DataSettings(shards=str(prepared), length=128, format="segment-pair"),
         MaskingSettings(mask_share=0.5, random_share=0.5),
         seed=1,
         micro_batch=64,
-        global_batch=64,
         world=World(),
-        first=0,
-        special=SpecialIds(pad=v.pad_id, unk=v.unk_id, cls=v.cls_id, sep=v.sep_id, mask=v.mask_id),
+        special=special_ids(v),
         random_ids=allowed,
     )
-    with loader:
+    with build_loader(stream, global_batch=64, first=0) as loader:
         batch = next(loader)
     ids, lengths = batch.input_ids.numpy(), batch.lengths.numpy()
     assert np.all(ids[:, 0] == 0)  # <s>
