@@ -11,6 +11,7 @@ import fcntl
 import os
 import socket
 import sys
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,8 +52,7 @@ def _lock(file: IO[str], path: Path) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        file.seek(0)
-        holder = file.read() or "unknown"
+        holder = _holder(file)
         file.close()
         raise LaunchError(
             f"{path.parent} is being prepared by another process ({holder}); wait for it or end it, "
@@ -62,6 +62,16 @@ def _lock(file: IO[str], path: Path) -> None:
         print(  # noqa: T201 - also without a progress bar
             f"warning: no lock on {path.parent} ({error.strerror}); start no second preparation in it", file=sys.stderr
         )
+
+
+def _holder(file: IO[str]) -> str:
+    """Who has the lock, as told in the file; a moment later if need be, as the lock comes before the name."""
+    for _ in range(20):
+        file.seek(0)
+        if holder := file.read():
+            return holder
+        time.sleep(0.05)
+    return "unknown"
 
 
 def _is_at(file: IO[str], path: Path) -> bool:

@@ -22,7 +22,7 @@ from nezha_ds.corpus.report import Report
 from nezha_ds.shards import ShardEntry
 from nezha_ds.text.vocab import Vocabulary
 
-STYLE = Path(__file__).parent.parent / "assets" / "inspect.css"
+STYLE = Path(__file__).with_name("page.css")
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 SHOWN_SHARDS = 12
 """Rows of the table of shards; the rest is summed up."""
