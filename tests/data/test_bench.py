@@ -47,7 +47,7 @@ def test_one_process_is_measured_and_then_all_together(report, folder):
         assert one.sequences_per_second > 1000
         assert 0 < one.first_batch_seconds < 30
         assert 0 < one.memory_per_rank < 200 << 20
-        assert 0 < one.cores < 1.1 * one.processes
+        assert 0 < one.cores < 2.1 * one.processes  # the loader's thread and its consumer
         assert sum(one.shares.values()) == pytest.approx(1)
 
 
