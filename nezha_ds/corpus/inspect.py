@@ -239,6 +239,21 @@ def folder_vocabulary(folder: Path, manifest: Manifest) -> Vocabulary:
     return kind.load(path)
 
 
+def told(found: Statistics) -> dict[str, str]:
+    """What is told of a folder in numbers, by name, for the terminal and the page."""
+    return {
+        "documents": f"{found.documents:,}",
+        "sentences": f"{found.sentences:,}",
+        "words": f"{found.words:,}",
+        "tokens": f"{found.tokens:,}",
+        "held-out documents": f"{found.heldout_documents:,}",
+        "unknown tokens": f"{found.unknown_rate:.3%}",
+        "words a sentence": f"{found.words_per_sentence:.1f}",
+        "tokens a sentence": f"{found.tokens_per_sentence:.1f}",
+        "tokens a word": f"{found.tokens_per_word:.2f}",
+    }
+
+
 def word(ids: Sequence[int], vocabulary: Vocabulary) -> str:
     """A word as it stands in the text."""
     return "".join(map(vocabulary.text_of, ids))

@@ -16,7 +16,7 @@ import numpy as np
 
 import nezha_ds
 from nezha_ds.corpus.figures import fill_figure, length_figure, word_figure
-from nezha_ds.corpus.inspect import Statistics, word
+from nezha_ds.corpus.inspect import Statistics, told, word
 from nezha_ds.corpus.masks import OUTCOMES, Masks, Row
 from nezha_ds.corpus.report import Report
 from nezha_ds.shards import ShardEntry
@@ -60,15 +60,7 @@ def page(folder: Path, found: Statistics, masks: Masks, vocabulary: Vocabulary, 
 
 def _head(folder: Path, found: Statistics) -> str:
     tiles = {
-        "documents": f"{found.documents:,}",
-        "sentences": f"{found.sentences:,}",
-        "words": f"{found.words:,}",
-        "tokens": f"{found.tokens:,}",
-        "held-out documents": f"{found.heldout_documents:,}",
-        "unknown tokens": f"{found.unknown_rate:.3%}",
-        "words a sentence": f"{found.words_per_sentence:.1f}",
-        "tokens a sentence": f"{found.tokens_per_sentence:.1f}",
-        "tokens a word": f"{found.tokens_per_word:.2f}",
+        **told(found),
         "single-token entropy": f"{found.unigram_entropy:.2f} nats",
     }
     cells = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in tiles.items())

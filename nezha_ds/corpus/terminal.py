@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from nezha_ds.corpus.inspect import Counts, Statistics, edges
+from nezha_ds.corpus.inspect import Counts, Statistics, edges, told
 from nezha_ds.corpus.masks import Masks, Row
 from nezha_ds.text.vocab import Vocabulary
 
@@ -18,15 +18,7 @@ from nezha_ds.text.vocab import Vocabulary
 def table(found: Statistics, masks: Masks) -> Table:
     """The statistics to be printed."""
     rows = {
-        "documents": f"{found.documents:,}",
-        "sentences": f"{found.sentences:,}",
-        "words": f"{found.words:,}",
-        "tokens": f"{found.tokens:,}",
-        "held-out documents": f"{found.heldout_documents:,}",
-        "unknown tokens": f"{found.unknown_rate:.3%}",
-        "words a sentence": f"{found.words_per_sentence:.1f}",
-        "tokens a sentence": f"{found.tokens_per_sentence:.1f}",
-        "tokens a word": f"{found.tokens_per_word:.2f}",
+        **told(found),
         "entropy of single tokens": f"{found.unigram_entropy:.3f} nats",
         "tokenizer": f"{found.manifest.tokenizer.kind}, {found.manifest.tokenizer.vocabulary_size:,} entries",
         "segmenter": f"{found.manifest.segmenter.name} {found.manifest.segmenter.version}",
