@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from nezha_ds.errors import ConfigError
+from nezha_ds.optim import lamb as optim
 from nezha_ds.optim.groups import parameter_groups
-from nezha_ds.optim.lamb import Lamb, LambSettings, lamb_settings, whole_tensors
+from nezha_ds.optim.lamb import Lamb, LambSettings, foreach_adam, fused_adam, lamb_settings, whole_tensors
 
 
 class Model(nn.Module):
@@ -141,3 +142,54 @@ def test_a_misspelt_option_names_the_right_one():
 def test_bounds_the_wrong_way_round_are_refused():
     with pytest.raises(ConfigError, match=r"min_coeff 2.0 is above max_coeff 1.0"):
         lamb_settings({"min_coeff": 2.0, "max_coeff": 1.0}, "x.json")
+
+
+@pytest.mark.parametrize("portion", [1, 5, 64, 90])
+def test_portions_of_any_size_give_the_same(portion, monkeypatch):
+    """Tensors cut in the middle, several of them together, one element at a time."""
+
+    def trained() -> list[torch.Tensor]:
+        model = Model()
+        lamb = bound(model, LambSettings(lr=0.02))
+        for t in range(1, 4):
+            for p, grad in zip(model.parameters(), gradients(model, t), strict=True):
+                p.grad = grad
+            lamb.step()
+        return list(model.parameters())
+
+    whole = trained()
+    monkeypatch.setattr(optim, "PORTION", portion)
+    for ours, theirs in zip(trained(), whole, strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("step", [1, 7, math.inf])
+def test_the_fused_adam_is_the_plain_one(step):
+    """On devices without the fused kernel the plain one runs."""
+    torch.manual_seed(0)
+    grads = [torch.randn(33), torch.randn(1000)]
+
+    def advanced(how):
+        averages = [torch.full_like(grad, 0.1) for grad in grads]
+        squares = [torch.full_like(grad, 0.2) for grad in grads]
+        return how([grad.clone() for grad in grads], averages, squares, step, LambSettings()), averages, squares
+
+    for ours, theirs in zip(advanced(fused_adam), advanced(foreach_adam), strict=True):
+        for a, b in zip(ours, theirs, strict=True):
+            assert torch.allclose(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_a_gradient_may_lie_in_any_layout():
+    def spread(grad: torch.Tensor) -> torch.Tensor:
+        return torch.stack([grad, grad], dim=-1)[..., 0]
+
+    def updated(layout) -> list[torch.Tensor]:
+        model = Model()
+        lamb = bound(model, LambSettings(lr=0.02))
+        for p, grad in zip(model.parameters(), gradients(model, 1), strict=True):
+            p.grad = layout(grad)
+        lamb.step()
+        return list(model.parameters())
+
+    for ours, theirs in zip(updated(spread), updated(torch.clone), strict=True):
+        assert torch.equal(ours, theirs)
