@@ -3,7 +3,9 @@
     python -m tests.helpers.preparation INPUT … --out FOLDER
 
 The environment may say how large a task is (TASK_BYTES) and from which size on a file cannot be written (FILE_BYTES),
-which stands for a full disk where none can be mounted: the system answers a write with EFBIG instead of ENOSPC.
+which stands for a full disk where none can be mounted: the system answers a write with EFBIG instead of ENOSPC. It may
+also say how many tasks are open (OPEN_TASKS): the others, once begun, never end, so that however slow a test is, it
+finds the preparation under way.
 """
 
 import importlib
@@ -13,12 +15,14 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from nezha_ds import cli
 from nezha_ds.corpus import prepare
+from nezha_ds.corpus.encode import Receipt, Work, encode
 from nezha_ds.corpus.inputs import find_files
 from nezha_ds.corpus.sources import Piece, Reading, read
 from tests.helpers import ranks
@@ -46,7 +50,7 @@ def start(*arguments: object, launcher: Sequence[str] = (), **variables: object)
     )
 
 
-def finish(process: "subprocess.Popen[str]", seconds: float = 60) -> tuple[int, str]:
+def finish(process: "subprocess.Popen[str]", seconds: float = 300) -> tuple[int, str]:
     """Exit code and stderr of one that must end in time."""
     try:
         _, told = process.communicate(timeout=seconds)
@@ -81,8 +85,8 @@ def statutes(path: Path, documents: int = 600) -> Path:
     return path
 
 
-def wait_for(holds: Callable[[], object], seconds: float = 20) -> None:
-    """Until it holds."""
+def wait_for(holds: Callable[[], object], seconds: float = 300) -> None:
+    """Until it holds; so many seconds only say that it never will, on a machine however busy."""
     end = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < end
@@ -108,7 +112,16 @@ def _stat(pid: int) -> list[str]:
         return ["Z", "0", "0", "0"]
 
 
+def encode_if_open(work: Work) -> Receipt:
+    """What `encode` returns for one of the first OPEN_TASKS tasks; of another, nothing."""
+    if work.number >= int(os.environ["OPEN_TASKS"]):
+        threading.Event().wait()
+    return encode(work)
+
+
 if __name__ == "__main__":
+    if "OPEN_TASKS" in os.environ:
+        prepare.encode = encode_if_open
     prepare._SMALLEST_TASK = int(os.environ.get("TASK_BYTES", TASK_BYTES))
     if limit := os.environ.get("FILE_BYTES"):
         if "mpi" in sys.argv:
