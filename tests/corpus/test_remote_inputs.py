@@ -81,7 +81,7 @@ def test_a_bucket_gives_the_shards_of_a_folder(tmp_path: Path, store: Store, sma
     (tmp_path / "script.py").write_text(SCRIPT)
     command = [sys.executable, tmp_path / "script.py", uri, "--workers", "2", "--out", tmp_path / "two"]
     environment = {**os.environ, **store.environment, "PYTHONPATH": str(REPOSITORY)}
-    subprocess.run(command, env=environment, check=True, timeout=60, capture_output=True)
+    subprocess.run(command, env=environment, check=True, timeout=600, capture_output=True)
     assert shards(tmp_path / "two") == shards(tmp_path / "local")
     manifest = json.loads((tmp_path / "two" / "manifest.json").read_bytes())
     assert manifest["sources"] == [{"name": "text", "weight": 0, "inputs": ["s3://inputs/every kind"]}]

@@ -12,9 +12,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
 from urllib.parse import unquote
 
-Fault = Literal["flip", "cut", "reset", "error", "stall", "slow"]
+Fault = Literal["flip", "cut", "reset", "error", "stall", "slow", "hold"]
 """One bit of the body turned; the body's first half and then the end; or a TCP reset; 500 for an answer; no answer for
-STALL seconds; the body at SLOW bytes a second."""
+STALL seconds; the body at SLOW bytes a second; its first bytes, and no more while the proxy runs."""
 STALL = 3.0
 SLOW = 2 << 20
 CHUNK = 1 << 16
@@ -44,6 +44,7 @@ class Proxy:
     log: list[Request] = field(default_factory=list)
     sent: int = 0
     """Bytes of bodies handed to clients."""
+    ended: threading.Event = field(default_factory=threading.Event)
 
     @property
     def parameters(self) -> str:
@@ -66,6 +67,7 @@ def run(upstream: int) -> Iterator[Proxy]:
     try:
         yield proxy
     finally:
+        proxy.ended.set()
         server.shutdown()
         server.server_close()
 
@@ -108,6 +110,8 @@ class _Handler(BaseHTTPRequestHandler):
             proxy.sent += len(body[start : start + CHUNK])
             if fault == "slow":
                 time.sleep(CHUNK / SLOW)
+            if fault == "hold":
+                proxy.ended.wait()
         if fault in ("cut", "reset"):
             if fault == "reset":
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -50,6 +50,8 @@ class Store:
             scheme="http",
             endpoint_override=f"127.0.0.1:{self.port}",
             allow_bucket_creation=True,
+            connect_timeout=60,
+            request_timeout=600,
         )
 
     def put(self, name: str, data: bytes) -> None:
@@ -131,7 +133,7 @@ def _command(folder: Path, store: Store) -> list[str]:
 
 
 def _wait_for(store: Store, process: subprocess.Popen[bytes], log: Path) -> None:
-    ends = time.monotonic() + 60
+    ends = time.monotonic() + 600
     while True:
         with suppress(OSError):
             store.put("ready/ready", os.urandom(8))
