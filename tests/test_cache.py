@@ -132,7 +132,7 @@ def test_a_download_that_nobody_wants_any_more_is_broken_off(tmp_path, store, fr
     closing = threading.Thread(target=ahead.close)
     front.rule = close_at_the_second
     ahead.want([Item(f"s3://cached/prepared/large{front.parameters}", folder / "large", len(data), "0")])
-    wait_for(lambda: not ahead._threads[0].is_alive() and not closing.is_alive())
+    wait_for(lambda: not any(thread.is_alive() for thread in (closing, *ahead._threads)))
     assert len(front.gets("large")) == 2
     assert kept(tmp_path) == []
 

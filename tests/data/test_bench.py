@@ -35,7 +35,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def report(folder) -> Report:
-    bench = BenchSettings(micro_batch=8, ranks=2, seconds=0.5, gpu_rate=100.0)
+    bench = BenchSettings(micro_batch=8, ranks=2, seconds=1, gpu_rate=100.0)
     return measure(DataSettings(shards=str(folder), length=64), MaskingSettings(), bench)
 
 

@@ -59,8 +59,7 @@ class Proxy:
 @contextmanager
 def run(upstream: int) -> Iterator[Proxy]:
     """A proxy on a free port in front of a port of this machine, until the block ends."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    server.daemon_threads = True
+    server = _Server(("127.0.0.1", 0), _Handler)
     proxy = Proxy(server.server_address[1], upstream)
     server.proxy = proxy  # type: ignore[attr-defined]
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
@@ -70,6 +69,11 @@ def run(upstream: int) -> Iterator[Proxy]:
         proxy.ended.set()
         server.shutdown()
         server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128  # with the default of 5, a client that finds it full tries again after a second
 
 
 class _Handler(BaseHTTPRequestHandler):

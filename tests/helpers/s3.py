@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.request import urlopen
 
 from pyarrow import fs
 
@@ -27,7 +26,6 @@ class Store:
     """A running store."""
 
     port: int
-    metrics_port: int
 
     @property
     def environment(self) -> dict[str, str]:
@@ -72,23 +70,13 @@ class Store:
         """Delete one object."""
         self.system().delete_file(name)
 
-    def requests(self, bucket: str) -> dict[str, int]:
-        """How many requests of each kind (GET, HEAD, LIST, …) the store has answered with success."""
-        counts: dict[str, int] = {}
-        with urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics") as answer:
-            for line in answer.read().decode().splitlines():
-                if line.startswith("SeaweedFS_s3_request_total{") and f'bucket="{bucket}"' in line:
-                    kind = line.split('type="')[1].split('"')[0]
-                    counts[kind] = counts.get(kind, 0) + int(line.rsplit(" ", 1)[1])
-        return counts
-
 
 @contextmanager
 def serve(folder: Path) -> Iterator[Store]:
     """A store that keeps its data in a folder, until the block ends; then the data are gone too."""
     folder.mkdir(parents=True)
     (folder / "keys.json").write_text(json.dumps({"identities": [_identity(KEY, "Admin"), _identity(STRANGER)]}))
-    store = Store(free_port(), free_port())
+    store = Store(free_port())
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(_command(folder, store), stdout=log, stderr=subprocess.STDOUT)
     try:
@@ -114,7 +102,6 @@ def _command(folder: Path, store: Store) -> list[str]:
         "dir": folder,
         "ip": "127.0.0.1",
         "ip.bind": "127.0.0.1",
-        "metricsPort": store.metrics_port,
         "master.telemetry": "false",
         "master.electionTimeout": "1s",
         "master.volumeSizeLimitMB": 64,
