@@ -10,6 +10,8 @@ import pytest
 from tests.helpers import preparation, processes
 from tests.helpers.slurm import Slurm, slurm
 
+pytestmark = pytest.mark.timing
+
 SRUN = ("srun", "-N2", "-n3", "--mpi=pmix", "--kill-on-bad-exit=1")
 
 

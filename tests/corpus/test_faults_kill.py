@@ -12,6 +12,8 @@ import pytest
 
 from tests.helpers import preparation, processes
 
+pytestmark = pytest.mark.timing
+
 # Some 45 tasks of 20 ms: jieba is 18 times slower than rjieba, so that a moment can be hit.
 SETTINGS = ("--segmenter", "jieba")
 TASK_BYTES = 22_000

@@ -144,6 +144,7 @@ def test_other_weights_only_change_the_manifest(tmp_path: Path, texts: dict[str,
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
+@pytest.mark.timing
 def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sources: list[str] = []
     for name in ("one", "two"):

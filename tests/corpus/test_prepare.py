@@ -145,6 +145,7 @@ def test_a_shard_is_closed_at_its_size(tmp_path: Path, text: Path, monkeypatch: 
 # ------------------------------------------------------------------------------------------------------------- restarts
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "ctrl-c"])
 def test_an_interrupted_run_goes_on_to_the_same_bytes(tmp_path: Path, text: Path, sign: signal.Signals) -> None:
     out = tmp_path / "out"

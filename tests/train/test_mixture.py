@@ -40,6 +40,7 @@ def tokens(run: runs.Run) -> Counter[str]:
     return counted
 
 
+@pytest.mark.timing
 def test_tokens_by_source_are_exact_across_a_kill_and_another_world_size(texts, tmp_path):
     whole = mixture(tmp_path / "whole", texts)
     printed = whole.finish()

@@ -22,6 +22,7 @@ def undisturbed(tmp_path_factory, embedded, extensions):
     return run
 
 
+@pytest.mark.timing
 def test_two_n_steps_equal_n_kill_n(undisturbed, tmp_path, embedded):
     run = runs.make(tmp_path, embedded, **BF16)
     launcher = run.start(world_size=2, last_step=10)
@@ -35,6 +36,7 @@ def test_two_n_steps_equal_n_kill_n(undisturbed, tmp_path, embedded):
     assert run.losses() == undisturbed.losses()
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_to_one_rank_saves_on_all(undisturbed, tmp_path, embedded, number):
     run = runs.make(tmp_path, embedded, **BF16)
