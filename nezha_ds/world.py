@@ -81,6 +81,8 @@ def set_rendezvous(world: World, env: MutableMapping[str, str] | None = None) ->
     """Complete the five variables that torch and DeepSpeed read, so that neither falls back to MPI for a missing one.
 
     MASTER_ADDR has no default beyond one node: a wrong guess hangs every rank, so it raises LaunchError instead.
+    LOCAL_SIZE goes: it makes DeepSpeed lay out shared memory for inference on CPUs, 69 MB a rank, which no training
+    uses and nobody removes from /dev/shm, whether the run ends well or is killed.
     """
     env = os.environ if env is None else env
     if "MASTER_ADDR" not in env and world.world_size > world.local_world_size:
@@ -89,6 +91,7 @@ def set_rendezvous(world: World, env: MutableMapping[str, str] | None = None) ->
     env.setdefault("MASTER_PORT", "29500")
     env["RANK"], env["WORLD_SIZE"] = str(world.rank), str(world.world_size)
     env["LOCAL_RANK"], env["LOCAL_WORLD_SIZE"] = str(world.local_rank), str(world.local_world_size)
+    env.pop("LOCAL_SIZE", None)
 
 
 def threads_per_rank(world: World, cores: int | None = None) -> int:

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from nezha_ds import remote
 from nezha_ds.cache import PART, Ahead, Cache, Item
 from nezha_ds.errors import DataError, LaunchError
 from tests.helpers import proxy, s3
+from tests.helpers.processes import wait_for
 from tests.helpers.ranks import environment
 
 SIZE = 1 << 20
@@ -101,28 +102,38 @@ def test_what_comes_next_is_fetched_in_the_background_and_held(tmp_path, objects
     cache, wanted = Cache(tmp_path, 3 * SIZE), items(tmp_path, objects, front)
     ahead = Ahead(cache)
     ahead.want(wanted[:3])
-    wait_until(lambda: kept(tmp_path) == ["train-0.arrow", "train-1.arrow", "train-2.arrow"])
+    wait_for(lambda: len(ahead._held) == 3)
+    assert kept(tmp_path) == ["train-0.arrow", "train-1.arrow", "train-2.arrow"]
     assert cache.fetch(wanted[3], ahead=True) is None
     ahead.want(wanted[1:4])
-    wait_until(lambda: kept(tmp_path) == ["train-1.arrow", "train-2.arrow", "train-3.arrow"])
+    wait_for(lambda: len(ahead._held) == 3)
+    assert kept(tmp_path) == ["train-1.arrow", "train-2.arrow", "train-3.arrow"]
     ahead.close()
     os.close(Cache(tmp_path, 3 * SIZE).fetch(wanted[5]))
-    assert kept(tmp_path) == ["train-2.arrow", "train-3.arrow", "train-5.arrow"]
+    # Of those that came at the same time, either may have been there first.
+    assert kept(tmp_path) in [[f"train-{old}.arrow", "train-3.arrow", "train-5.arrow"] for old in (1, 2)]
 
 
 def test_a_download_that_nobody_wants_any_more_is_broken_off(tmp_path, store, front, monkeypatch):
-    data = os.urandom(40 << 20)
+    """It is closed while the second of its five requests is made, which is the last then."""
+    monkeypatch.setattr("nezha_ds.cache.BLOCK", SIZE)
+    monkeypatch.setattr(remote, "BLOCK", SIZE)
+    data = os.urandom(5 * SIZE)
     store.put("cached/prepared/large", data)
     folder = tmp_path / "key" / "shards"
     folder.mkdir(parents=True)
-    monkeypatch.setattr(proxy, "SLOW", 10 << 20)
-    front.rule = lambda request, before: "slow"
     ahead = Ahead(Cache(tmp_path, 1 << 30))
+
+    def close_at_the_second(request: proxy.Request, before: int) -> None:
+        if request.method == "GET" and front.gets("large"):
+            closing.start()
+            wait_for(lambda: ahead._cache._closed)
+
+    closing = threading.Thread(target=ahead.close)
+    front.rule = close_at_the_second
     ahead.want([Item(f"s3://cached/prepared/large{front.parameters}", folder / "large", len(data), "0")])
-    wait_until(lambda: front.sent > 0)
-    began = time.monotonic()
-    ahead.close()
-    assert time.monotonic() - began < 3
+    wait_for(lambda: not any(thread.is_alive() for thread in (closing, *ahead._threads)))
+    assert len(front.gets("large")) == 2
     assert kept(tmp_path) == []
 
 
@@ -132,7 +143,7 @@ def test_a_full_disk_is_told_and_nothing_is_left(tmp_path, objects, front):
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({SIZE // 2}, {SIZE // 2}))"
     )
     worker = start(tmp_path, items(tmp_path, objects, front)[:1], before=code)
-    _, told = worker.communicate(timeout=60)
+    _, told = worker.communicate(timeout=600)
     assert LaunchError.__name__ in told and "File too large" in told and "train-0.arrow" in told
     assert kept(tmp_path) == []
 
@@ -142,15 +153,18 @@ def test_a_full_disk_is_told_and_nothing_is_left(tmp_path, objects, front):
 
 @pytest.mark.parametrize("fault", ["flip", "cut", "reset", "error", "stall", "slow"])
 def test_a_fault_that_passes_is_only_a_delay(tmp_path, objects, front, monkeypatch, fault):
-    monkeypatch.setattr(proxy, "STALL", 2.0)
-    monkeypatch.setattr(remote, "STALL_SECONDS", 1.0)
+    if fault == "stall":
+        monkeypatch.setattr(proxy, "STALL", 4.0)
+        monkeypatch.setattr(remote, "STALL_SECONDS", 2.0)
     front.rule = lambda request, before: fault if request.method == "GET" and before < 2 else None
     cache, item = Cache(tmp_path, 9 * SIZE), items(tmp_path, objects, front)[0]
     os.close(cache.fetch(item))
     assert has_contents(item, objects)
     assert kept(tmp_path) == ["train-0.arrow"]
     assert cache.statistics.downloads == 1
-    assert cache.statistics.retries == (0 if fault == "slow" else 2)
+    # On a busy machine, an answer that comes late is one more that stalls.
+    expected = {"slow": [0], "stall": range(2, remote.TRIES)}.get(fault, [2])
+    assert cache.statistics.retries in expected
 
 
 @pytest.mark.parametrize(
@@ -222,11 +236,8 @@ def start(folder: Path, wanted: list[Item], limit: int = 100 * SIZE, before: str
     return worker
 
 
-def wait_until(condition, seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
+PATIENT = "from nezha_ds import remote; remote.STALL_SECONDS = 3600"
+"""For a worker whose download is held up for as long as a test takes."""
 
 
 @pytest.mark.parametrize("count", [2, 4])
@@ -234,7 +245,7 @@ def test_processes_of_a_node_download_each_file_once_between_them(tmp_path, obje
     front.rule = lambda request, before: "slow"
     wanted = items(tmp_path, objects, front)
     workers = [start(tmp_path, wanted[turn:] + wanted[:turn]) for turn in range(count)]
-    counts = [int(worker.communicate(timeout=120)[0].split()[-1]) for worker in workers]
+    counts = [int(worker.communicate(timeout=600)[0].split()[-1]) for worker in workers]
     assert sum(counts) == COUNT
     assert [len(front.gets(name)) for name in objects] == [1] * COUNT
     assert all(has_contents(item, objects) for item in wanted)
@@ -245,32 +256,31 @@ def test_processes_that_evict_each_others_files_all_get_whole_ones(tmp_path, obj
     wanted = items(tmp_path, objects, front)
     workers = [start(tmp_path, (wanted[turn:] + wanted[:turn]) * 5, limit=2 * SIZE) for turn in range(4)]
     for worker in workers:
-        _, told = worker.communicate(timeout=120)
+        _, told = worker.communicate(timeout=600)
         assert worker.returncode == 0, told
     assert len([name for name in kept(tmp_path) if not name.endswith(PART)]) <= 5
     assert all(has_contents(item, objects) for item in wanted if item.path.exists())
 
 
-def test_kill_9_in_the_middle_of_a_download_leaves_nothing_in_the_way(tmp_path, objects, front, monkeypatch):
-    monkeypatch.setattr(proxy, "SLOW", proxy.CHUNK)
-    front.rule = lambda request, before: "slow" if before == 0 else None
+def test_kill_9_in_the_middle_of_a_download_leaves_nothing_in_the_way(tmp_path, objects, front):
+    front.rule = lambda request, before: "hold" if request.method == "GET" and before == 0 else None
     wanted = items(tmp_path, objects, front)[:1]
-    first = start(tmp_path, wanted)
-    wait_until(lambda: front.sent > 0)
+    first = start(tmp_path, wanted, before=PATIENT)
+    wait_for(lambda: front.sent > 0, first)
     waiting = start(tmp_path, wanted)
     assert waiting.stdout.readline() == "ready\n"
     first.send_signal(signal.SIGKILL)
     first.communicate()
-    told, _ = waiting.communicate(timeout=60)
+    told, _ = waiting.communicate(timeout=600)
     assert told.split() == ["1"]
     assert kept(tmp_path) == ["train-0.arrow"]
     assert has_contents(wanted[0], objects)
 
 
 def test_what_a_killed_process_left_is_removed_by_the_next_that_opens_the_cache(tmp_path, objects, front):
-    front.rule = lambda request, before: "slow"
-    worker = start(tmp_path, items(tmp_path, objects, front)[:1])
-    wait_until(lambda: front.sent > 0)
+    front.rule = lambda request, before: "hold" if request.method == "GET" else None
+    worker = start(tmp_path, items(tmp_path, objects, front)[:1], before=PATIENT)
+    wait_for(lambda: front.sent > 0, worker)
     worker.send_signal(signal.SIGKILL)
     worker.communicate()
     assert kept(tmp_path) == [f"train-0.arrow{PART}"]

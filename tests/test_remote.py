@@ -3,6 +3,8 @@
 import gzip
 import io
 import os
+import re
+import socket
 import time
 from pathlib import Path
 
@@ -12,7 +14,6 @@ from nezha_ds import remote
 from nezha_ds.errors import DataError
 from nezha_ds.remote import list_files, open_file, read_bytes
 from tests.helpers import s3
-from tests.helpers.ranks import free_port
 
 NAMES = ["a.txt", "b c.txt", "deep/语料 100%.txt", "deep/d#e?f+g.txt"]
 
@@ -29,7 +30,7 @@ def test_a_listing_gives_every_file_below_with_its_size_and_a_uri_that_opens(cor
     found = list_files(corpus)
     assert [read_bytes(file.uri).decode() for file in found] == NAMES
     assert [file.size for file in found] == [len(name.encode()) for name in NAMES]
-    assert all(file.modified and abs(file.modified.timestamp() - time.time()) < 300 for file in found)
+    assert all(file.modified and abs(file.modified.timestamp() - time.time()) < 3600 for file in found)
     assert list_files(f"{corpus}/") == found
     assert list_files(found[0].uri) == found[:1]
 
@@ -84,19 +85,23 @@ def test_parameters_of_the_uri_name_another_store(
     ],
 )
 @pytest.mark.parametrize("use", [list_files, read_bytes])
-def test_what_will_not_change_by_itself_is_told_at_once(store: s3.Store, use, uri: str, parts: tuple[str, ...]) -> None:
-    began = time.monotonic()
+def test_what_will_not_change_by_itself_is_told_at_once(
+    store: s3.Store, use, uri: str, parts: tuple[str, ...], caplog: pytest.LogCaptureFixture
+) -> None:
     with pytest.raises(DataError) as raised:
         use(uri)
-    assert time.monotonic() - began < 2
+    assert "try 2 of" not in caplog.text
     assert all(part in str(raised.value) for part in parts)
     assert "secret@" not in str(raised.value) and "wrong@" not in str(raised.value)
 
 
-def test_a_store_that_cannot_be_reached_is_told_after_a_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_cannot_be_reached_is_told_after_a_few_tries(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(remote, "TRIES", 3)
-    uri = f"s3://texts/corpus?endpoint_override=127.0.0.1:{free_port()}&scheme=http"
-    began = time.monotonic()
-    with pytest.raises(DataError, match=r"s3://texts/corpus cannot be read after 3 tries .*AWS_ENDPOINT_URL"):
-        list_files(uri)
-    assert time.monotonic() - began < 10
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # and does not listen, so every connection is refused
+        uri = f"s3://texts/corpus?endpoint_override=127.0.0.1:{nobody.getsockname()[1]}&scheme=http"
+        with pytest.raises(DataError, match=r"s3://texts/corpus cannot be read after 3 tries .*AWS_ENDPOINT_URL"):
+            list_files(uri)
+    assert re.findall(r"try \d of 3", caplog.text) == ["try 2 of 3", "try 3 of 3"]

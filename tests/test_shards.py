@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nezha_ds.errors import DataError
@@ -35,7 +35,7 @@ def same(a: Columns, b: Columns) -> bool:
     )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(documents, st.sampled_from([VOCABULARY_SIZE, 1 << 16, 100_000]))
 def test_round_trip(tmp_path, documents, vocabulary_size):
     columns = to_columns(documents)

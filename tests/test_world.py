@@ -83,7 +83,7 @@ def test_the_bare_minimum_describes_nodes_of_equal_size(nodes, per_node, data):
 
 
 def test_the_rendezvous_is_completed_and_never_overruled():
-    env = {"MASTER_PORT": "1234"}
+    env = {"MASTER_PORT": "1234", "LOCAL_SIZE": "2"}
     set_rendezvous(World(rank=1, world_size=2, local_rank=1, local_world_size=2), env)
     assert env == {
         "MASTER_ADDR": "127.0.0.1",

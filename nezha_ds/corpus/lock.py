@@ -66,7 +66,7 @@ def _lock(file: IO[str], path: Path) -> None:
 
 def _holder(file: IO[str]) -> str:
     """Who has the lock, as told in the file; a moment later if need be, as the lock comes before the name."""
-    for _ in range(20):
+    for _ in range(200):
         file.seek(0)
         if holder := file.read():
             return holder

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from nezha_ds.corpus.inputs import find_files
 from nezha_ds.corpus.sources import Piece, Reading, read
-from tests.helpers import preparation, ranks
+from tests.helpers import processes, ranks
 
 _SAMPLE_SECONDS = 0.2
 _BATCH = 1000
@@ -69,7 +69,7 @@ def measure(*arguments: object) -> tuple[dict[str, tuple[int, int]], float]:
     started, names, peaks = time.monotonic(), dict[int, str](), dict[str, tuple[int, int]]()
     process = subprocess.Popen(command, env=ranks.environment(), start_new_session=True)
     while process.poll() is None:
-        for pid in preparation.group(process.pid):
+        for pid in processes.session(process.pid):
             name = names.setdefault(pid, f"{_role(pid, process.pid)} {pid}")
             resident, share = peaks.get(name, (0, 0))
             resident = max(resident, _kilobytes(pid, "status", "VmHWM"))
@@ -82,7 +82,7 @@ def measure(*arguments: object) -> tuple[dict[str, tuple[int, int]], float]:
 def _role(pid: int, leader: int) -> str:
     if pid == leader:
         return "parent"
-    return "helper" if preparation.parent_of(pid) == leader else "worker"
+    return "helper" if processes.parent_of(pid) == leader else "worker"
 
 
 def _kilobytes(pid: int, file: str, field: str) -> int:

@@ -32,7 +32,7 @@ def test_a_side_tells_work_time_and_peak_memory_of_each_run(tmp_path: Path) -> N
         first, second = opened.run(), opened.run()
     for reading in (first, second):
         assert reading.amount == 64
-        assert 0 < reading.seconds < 10
+        assert reading.seconds > 0
         assert 63 < reading.memory < 80
     assert "chatter" in (tmp_path / "log").read_text()
 

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import preparation
+from tests.helpers import preparation, processes
 from tests.helpers.slurm import Slurm, slurm
+
+pytestmark = pytest.mark.timing
 
 SRUN = ("srun", "-N2", "-n3", "--mpi=pmix", "--kill-on-bad-exit=1")
 
@@ -47,11 +49,11 @@ def test_a_killed_rank_on_another_node_ends_the_step(
 ) -> None:
     out = tmp_path / "out"
     command = preparation.command(text, "--out", out, "--executor", "mpi", launcher=SRUN)
-    step = cluster.popen(*command)
-    preparation.wait_for(lambda: len([*out.glob("receipts/*.json")]) >= 2)
+    step = cluster.popen("env", "OPEN_TASKS=5", *command)
+    processes.wait_for(lambda: len([*out.glob("receipts/*.json")]) >= 2, step)
     (rank,) = cluster.ranks(2)
     os.kill(rank, signal.SIGKILL)
-    _, told = step.communicate(timeout=30)
+    _, told = step.communicate(timeout=600)
     assert step.returncode
     assert "n2: task 2: Killed" in told
     assert not (out / "manifest.json").exists()

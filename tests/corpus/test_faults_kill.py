@@ -10,11 +10,15 @@ from subprocess import Popen
 
 import pytest
 
-from tests.helpers import preparation
+from tests.helpers import preparation, processes
 
-# 40 tasks of 20 ms: jieba is 18 times slower than rjieba, so that a moment can be hit.
+pytestmark = pytest.mark.timing
+
+# Some 45 tasks of 20 ms: jieba is 18 times slower than rjieba, so that a moment can be hit.
 SETTINGS = ("--segmenter", "jieba")
 TASK_BYTES = 22_000
+OPEN_TASKS = 10
+"""How many more an attempt can finish than the one before: it has not ended when it is killed, however late that is."""
 
 
 @pytest.fixture(scope="module")
@@ -41,29 +45,23 @@ def parent(process: "Popen[str]") -> int:
 
 def worker(process: "Popen[str]") -> int:
     """A process that the pool's server has forked."""
-    workers: list[int] = []
 
-    def found() -> bool:
-        workers[:] = [pid for pid in preparation.group(process.pid) if is_worker(pid, process.pid)]
-        return len(workers) == 2
+    def both() -> list[int]:
+        workers = [pid for pid in processes.session(process.pid) if is_worker(pid, process.pid)]
+        return workers if len(workers) == 2 else []
 
-    preparation.wait_for(found)
-    return workers[0]
+    return processes.wait_for(both, process)[0]
 
 
 def is_worker(pid: int, leader: int) -> bool:
-    server = preparation.parent_of(pid)
-    return server != leader and preparation.parent_of(server) == leader
+    server = processes.parent_of(pid)
+    return server != leader and processes.parent_of(server) == leader
 
 
 def rank(number: int) -> Victim:
     def find(process: "Popen[str]") -> int:
         mark = f"OMPI_COMM_WORLD_RANK={number}".encode()
-        (found,) = [
-            pid
-            for pid in preparation.group(process.pid)
-            if mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-        ]
+        (found,) = [pid for pid in processes.session(process.pid) if mark in processes.environment_of(pid)]
         return found
 
     return find
@@ -74,15 +72,16 @@ def disturb(text: Path, out: Path, victims: Sequence[Victim], messages: Sequence
     launcher = preparation.MPIRUN if "mpi" in how else ()
     for number, (victim, message) in enumerate(zip(victims, messages, strict=True)):
         before = preparation.finished(out)
-        process = preparation.start(text, "--out", out, *SETTINGS, *how, launcher=launcher, TASK_BYTES=TASK_BYTES)
-        preparation.wait_for(lambda before=before: preparation.finished(out).keys() > before.keys())
+        sizes = {"TASK_BYTES": TASK_BYTES, "OPEN_TASKS": OPEN_TASKS * (number + 1)}
+        process = preparation.start(text, "--out", out, *SETTINGS, *how, launcher=launcher, **sizes)
+        processes.wait_for(lambda before=before: preparation.finished(out).keys() > before.keys(), process)
         time.sleep(sha256(f"{number}".encode()).digest()[0] / 255 * 0.1)
         os.kill(victim(process), signal.SIGKILL)
-        code, told = preparation.finish(process, seconds=30)
+        code, told = preparation.finish(process)
         assert code != 0
         assert message in told
         assert "Traceback" not in told
-        preparation.wait_for(lambda process=process: not preparation.group(process.pid))  # nobody is left behind
+        processes.wait_for(lambda process=process: not processes.session(process.pid))  # nobody is left behind
         assert not (out / "manifest.json").exists()
         assert {path: path.stat().st_mtime_ns for path in before} == before
 

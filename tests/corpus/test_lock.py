@@ -12,13 +12,15 @@ from nezha_ds.corpus.lock import LOCK, alone_in
 from nezha_ds.corpus.prepare import prepare
 from nezha_ds.corpus.settings import PrepareSettings
 from nezha_ds.errors import LaunchError
-from tests.helpers import preparation
+from tests.helpers import preparation, processes
 
 
 def test_of_two_at_the_same_moment_one_is_refused(tmp_path: Path) -> None:
-    text, out = preparation.statutes(tmp_path / "a.txt", 300), tmp_path / "out"
-    arguments = (text, "--segmenter", "jieba", "--workers", 2)  # slow enough to meet
-    both = [preparation.start(*arguments, "--out", out) for _ in range(2)]
+    text, out, gate = preparation.statutes(tmp_path / "a.txt", 300), tmp_path / "out", tmp_path / "gate"
+    arguments = (text, "--workers", 2)
+    both = [preparation.start(*arguments, "--out", out, OPEN_TASKS=0, GATE=gate) for _ in range(2)]
+    processes.wait_for(lambda: [process for process in both if process.poll() is not None])
+    gate.touch()  # for the winner to go on
     ended = sorted((*preparation.finish(process), process.pid) for process in both)
     (won, _, winner), (lost, told, _) = ended
     assert (won, lost) == (0, 2)

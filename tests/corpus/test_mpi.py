@@ -51,7 +51,7 @@ def mpirun(folder: Path, *arguments: object, script: str = SCRIPT) -> "subproces
     launcher = ["mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "3", sys.executable, str(path)]
     paths = {**os.environ, "PYTHONPATH": str(Path(module.__file__).parents[2])}
     return subprocess.run(
-        [*launcher, *map(str, arguments)], env=paths, capture_output=True, text=True, timeout=120, check=False
+        [*launcher, *map(str, arguments)], env=paths, capture_output=True, text=True, timeout=600, check=False
     )
 
 

@@ -6,9 +6,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
-import time
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -26,6 +23,7 @@ from nezha_ds.errors import ConfigError, DataError
 from nezha_ds.shards import Manifest, open_shard, read_manifest
 from nezha_ds.text.tokenizer import Tokenizer
 from nezha_ds.text.vocab import load_vocabulary
+from tests.helpers import preparation, processes
 
 REPOSITORY = Path(__file__).parents[2]
 RECIPE = REPOSITORY / "launch" / "recipes" / "prepare-sources.toml"
@@ -132,16 +130,6 @@ def test_two_processes_write_the_bytes_of_one(
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
-SCRIPT = """
-import sys
-from nezha_ds import cli
-from nezha_ds.corpus import prepare as module
-if __name__ == "__main__":
-    module._SMALLEST_TASK = 20_000
-    sys.exit(cli.main(["prepare", *sys.argv[1:]]))
-"""
-
-
 def test_other_weights_only_change_the_manifest(tmp_path: Path, texts: dict[str, SourceSettings]) -> None:
     before = run(tmp_path / "out", texts)
     times = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.arrow")}
@@ -156,22 +144,17 @@ def test_other_weights_only_change_the_manifest(tmp_path: Path, texts: dict[str,
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
+@pytest.mark.timing
 def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sources: list[str] = []
     for name in ("one", "two"):
         (tmp_path / name).write_text("\n\n".join(f"{name}第{n}篇，" + "一些文字，" * 40 for n in range(500)))
         sources += ["--source", f"{name}={tmp_path / name}"]
-    (tmp_path / "script.py").write_text(SCRIPT)
     out = tmp_path / "out"
-    command = [sys.executable, str(tmp_path / "script.py"), *sources, "--workers", "2", "--out", str(out)]
-    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, start_new_session=True)
-    end = time.monotonic() + 60
-    while len([*out.glob("receipts/*.json")]) < 2:
-        assert time.monotonic() < end
-        assert process.poll() is None
-        time.sleep(0.005)
+    process = preparation.start(*sources, "--workers", 2, "--out", out, TASK_BYTES=20_000, OPEN_TASKS=12)
+    processes.wait_for(lambda: len([*out.glob("receipts/*.json")]) >= 2, process)
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    preparation.finish(process)
     assert not (out / "manifest.json").exists()
     shards = [shard for path in out.glob("receipts/*.json") for shard in json.loads(path.read_bytes())["shards"]]
     times = {name: (out / name).stat().st_mtime_ns for name in (shard["name"] for shard in shards)}

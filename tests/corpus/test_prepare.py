@@ -2,13 +2,9 @@
 
 import gzip
 import json
-import os
 import signal
-import sys
-import time
 from collections import Counter
 from pathlib import Path
-from subprocess import PIPE, Popen
 from typing import Any
 
 import numpy as np
@@ -31,6 +27,7 @@ from nezha_ds.text.normalize import normalize
 from nezha_ds.text.segment import make_segmenter
 from nezha_ds.text.tokenizer import Tokenizer
 from nezha_ds.text.vocab import SPECIAL_TOKENS, load_vocabulary
+from tests.helpers import preparation, processes
 
 STATUTES = find_files(["embedded"])[1]
 TASK_BYTES = 200_000
@@ -147,29 +144,17 @@ def test_a_shard_is_closed_at_its_size(tmp_path: Path, text: Path, monkeypatch: 
 
 # ------------------------------------------------------------------------------------------------------------- restarts
 
-SCRIPT = f"""
-import sys
-import signal
-from pathlib import Path
-from nezha_ds.corpus import prepare as module
-if __name__ == "__main__":
-    # Whoever runs the tests in the background has them ignore Ctrl-C.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    module._SMALLEST_TASK = {TASK_BYTES}
-    module.prepare(module.PrepareSettings(inputs=(sys.argv[1],), out=Path(sys.argv[2]), workers=2), progress=False)
-"""
 
-
+@pytest.mark.timing
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "ctrl-c"])
 def test_an_interrupted_run_goes_on_to_the_same_bytes(tmp_path: Path, text: Path, sign: signal.Signals) -> None:
-    script, out = tmp_path / "script.py", tmp_path / "out"
-    script.write_text(SCRIPT)
-    paths = {**os.environ, "PYTHONPATH": str(Path(module.__file__).parents[2])}
-    process = Popen([sys.executable, script, text, out], env=paths, stderr=PIPE, start_new_session=True)
-    wait_for(lambda: len([*out.glob("receipts/*.json")]) >= 2)
+    out = tmp_path / "out"
+    process = preparation.start(text, "--workers", 2, "--out", out, TASK_BYTES=TASK_BYTES, OPEN_TASKS=5)
+    processes.wait_for(lambda: len([*out.glob("receipts/*.json")]) >= 2, process)
     process.send_signal(sign)
-    process.communicate(timeout=30)
-    wait_for(lambda: not group_lives(process.pid))  # no worker outlives its parent
+    code, told = preparation.finish(process)
+    assert (code, "Traceback" in told) == ({signal.SIGKILL: -signal.SIGKILL, signal.SIGINT: 130}[sign], False)
+    processes.wait_for(lambda: not processes.session(process.pid))  # no worker outlives its parent
     receipts = [*out.glob("receipts/*.json")]
     assert receipts
     assert not (out / "manifest.json").exists()
@@ -182,21 +167,6 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(tmp_path: Path, text: Path
     assert [path.stat().st_mtime_ns for path in finished] == times
     run(tmp_path / "whole", text)
     assert contents(out) == contents(tmp_path / "whole")
-
-
-def wait_for(holds: Any, seconds: float = 10) -> None:
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.005)
-
-
-def group_lives(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def test_a_damaged_shard_of_an_unfinished_run_is_made_again(

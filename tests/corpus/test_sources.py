@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from nezha_ds.corpus import sources
@@ -47,7 +47,6 @@ def slow_documents(text: str) -> list[str]:
     size=st.integers(1, 60),
     block=st.integers(1, 9),
 )
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_cuts_and_blocks_change_no_document(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, size: int, block: int
 ) -> None:
@@ -187,7 +186,6 @@ def test_a_document_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.M
 )
 @example(text="aaaaaaa\n\u3000\u3000\u3000\u3000\na", block=1, separation="blank-line")
 @example(text="a\n\u3000\u3000\u3000\u3000\u3000\u3000\na", block=1, separation="blank-line")
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_an_endless_document_takes_no_other_with_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, block: int, separation: Separation
 ) -> None:

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nezha_ds.corpus import sources
@@ -161,7 +161,6 @@ def slow_articles(text: str) -> tuple[list[str], int]:
 
 
 @given(lines=st.lists(st.sampled_from(LINES), max_size=25), size=st.integers(1, 200), block=st.integers(1, 40))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_cuts_and_blocks_change_no_article(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: list[str], size: int, block: int
 ) -> None:

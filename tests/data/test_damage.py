@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nezha_ds.data.loader import Stream, build_evaluation, build_loader
@@ -23,7 +23,7 @@ from tests.data.folders import RANDOM_IDS, SPECIAL, random_columns, write_folder
 
 SHAPES = [random_columns(seed, 40) for seed in range(4)]
 CURE = r"copy it again|prepare again"
-many = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+many = settings(max_examples=60)
 
 
 def alike(columns, seed: int):

@@ -55,7 +55,7 @@ def worlds(draw) -> tuple[int, int, int]:
     return batch, size, micro_batch
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.sampled_from(TEXTS), st.sampled_from([*FORMATS]), st.integers(0, 2**63), worlds(), st.integers(0, 4))
 def test_all_ranks_together_make_what_one_would(opened, text, form, seed, world, restart):
     """Several epochs: the numbers of all ranks, the samples of some, and the batches of one from a restart on."""

@@ -124,7 +124,7 @@ def slow_pairs(columns: Columns, length: int, short_rate: float, shard: int, mos
     return samples
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(documents, st.sampled_from([16, 40, 64, 200]), st.sampled_from([0.0, 0.5]), st.integers(0, 3))
 def test_doc_sentences_equal_the_loop(documents, length, short_rate, shard):
     columns = to_columns(documents)
@@ -132,7 +132,7 @@ def test_doc_sentences_equal_the_loop(documents, length, short_rate, shard):
     assert doc_sentences(columns, length, short_rate, shard).tolist() == expected
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(
     documents.filter(lambda shard: len(shard) > 1),
     st.sampled_from([16, 40, 64, 200]),
@@ -214,7 +214,7 @@ def test_short_samples_have_the_share_and_the_lengths_that_were_asked():
 # ------------------------------------------------------------------------------------------------- rows, batches, plans
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.lists(documents.filter(lambda shard: len(shard) > 1), min_size=1, max_size=3), st.integers(16, 150))
 def test_rows_of_pairs_equal_the_loop(shards, length):
     columns = [to_columns(shard) for shard in shards]

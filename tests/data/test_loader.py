@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from nezha_ds.data.settings import DataSettings, MaskingSettings
 from nezha_ds.errors import ConfigError, DataError
 from nezha_ds.world import World
 from tests.data.folders import RANDOM_IDS, SPECIAL, random_columns, write_folder
+from tests.helpers.processes import wait_for
 
 BATCH = 24
 PARTS = ("input_ids", "token_type_ids", "lengths", "mlm_positions", "mlm_labels", "sample_ids")
@@ -242,21 +244,40 @@ def test_a_consumer_that_stops_early_leaves_no_thread_behind():
     assert loader_threads() == before
 
 
-def test_makes_no_more_ahead_than_asked_and_measures_waiting():
+def test_makes_no_more_ahead_than_asked():
     made = []
 
-    def slow():
-        for batch, statistics in batches_then(None, count=6):
-            made.append(1)
-            time.sleep(0.02)
-            yield batch, statistics
+    def counted():
+        for number, item in enumerate(batches_then(None, count=6)):
+            made.append(number)
+            yield item
 
-    with bare(slow(), prefetch=2) as batches:
+    with bare(counted(), prefetch=2) as batches:
         next(batches)
-        assert 0.015 < batches.wait_seconds < 1
-        time.sleep(0.2)
-        # One taken, two ready, one in the thread's hands.
+        # One taken, two ready, one in the thread's hands; and no more a moment later.
+        wait_for(lambda: len(made) == 4)
+        time.sleep(0.05)
         assert len(made) == 4
+
+
+def test_measures_waiting(monkeypatch):
+    """By a clock that the first batch moves on by five seconds, once the consumer has looked at it."""
+    now, asked = [100.0], threading.Event()
+
+    def clock():
+        seen = now[0]
+        asked.set()
+        return seen
+
+    def slow():
+        asked.wait()
+        now[0] += 5
+        yield from batches_then(None)
+
+    monkeypatch.setattr("nezha_ds.data.loader.time", SimpleNamespace(perf_counter=clock))
+    with bare(slow()) as batches:
+        next(batches)
+        assert batches.wait_seconds == 5
 
 
 def test_damage_and_batches_that_do_not_divide(tmp_path):

@@ -123,7 +123,7 @@ maskings = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=120)
+@settings(max_examples=120)
 @given(documents, st.sampled_from([16, 50, 64, 128]), maskings)
 def test_equals_the_plain_reference(documents, length, masking):
     rows = make_rows(to_columns(documents), length)

@@ -131,7 +131,7 @@ def test_two_ranks_of_a_node_read_what_one_does_and_download_each_shard_once(tmp
         process.stdin.write(json.dumps([far.model_dump(), rank, 2, count]))
         process.stdin.close()
         process.stdin = None
-    found = [json.loads(process.communicate(timeout=120)[0]) for process in ranks]
+    found = [json.loads(process.communicate(timeout=600)[0]) for process in ranks]
     assert found == [batches(loader(settings(folder), rank, 2), count) for rank in range(2)]
     names = [path for path in shard_gets(front) if "train" in path]
     assert len(names) == len(set(names)) == SHARDS

@@ -1,6 +1,7 @@
 """A real Chromium without a screen, driven through chromedriver's own HTTP interface (W3C WebDriver and DevTools)."""
 
 import json
+import re
 import subprocess
 import urllib.request
 from base64 import b64decode
@@ -8,8 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-from tests.helpers import ranks
 
 QUIET = [
     "--headless",
@@ -71,20 +70,17 @@ def post(url: str, body: dict[str, Any], method: str = "POST") -> Any:
     request = urllib.request.Request(
         url, json.dumps(body).encode(), {"Content-Type": "application/json"}, method=method
     )
-    with urllib.request.urlopen(request, timeout=60) as answer:
+    with urllib.request.urlopen(request, timeout=600) as answer:
         return json.load(answer)["value"]
 
 
 @contextmanager
 def browser(profile: Path) -> Iterator[Browser]:
     """A window that is closed, with its processes, at the end; `profile` is an empty folder."""
-    port = ranks.free_port()
-    driver = subprocess.Popen(["chromedriver", f"--port={port}"], stdout=subprocess.PIPE, text=True)
+    driver = subprocess.Popen(["chromedriver", "--port=0"], stdout=subprocess.PIPE, text=True)
     assert driver.stdout is not None
     try:
-        for line in driver.stdout:
-            if "started successfully" in line:
-                break
+        (port,) = next(found for line in driver.stdout if (found := re.findall(r"successfully on port (\d+)", line)))
         options = {"args": [*QUIET, f"--user-data-dir={profile}"]}
         wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"}}
         address = f"http://127.0.0.1:{port}"

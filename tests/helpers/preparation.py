@@ -3,7 +3,9 @@
     python -m tests.helpers.preparation INPUT … --out FOLDER
 
 The environment may say how large a task is (TASK_BYTES) and from which size on a file cannot be written (FILE_BYTES),
-which stands for a full disk where none can be mounted: the system answers a write with EFBIG instead of ENOSPC.
+which stands for a full disk where none can be mounted: the system answers a write with EFBIG instead of ENOSPC. It may
+also say how many tasks are open (OPEN_TASKS): the others wait, for ever or for a file (GATE), so that a test finds the
+preparation under way however late it looks.
 """
 
 import importlib
@@ -14,11 +16,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from nezha_ds import cli
 from nezha_ds.corpus import prepare
+from nezha_ds.corpus.encode import Receipt, Work, encode
+from nezha_ds.corpus.executor import count_bytes
 from nezha_ds.corpus.inputs import find_files
 from nezha_ds.corpus.sources import Piece, Reading, read
 from tests.helpers import ranks
@@ -46,7 +50,7 @@ def start(*arguments: object, launcher: Sequence[str] = (), **variables: object)
     )
 
 
-def finish(process: "subprocess.Popen[str]", seconds: float = 60) -> tuple[int, str]:
+def finish(process: "subprocess.Popen[str]", seconds: float = 600) -> tuple[int, str]:
     """Exit code and stderr of one that must end in time."""
     try:
         _, told = process.communicate(timeout=seconds)
@@ -81,34 +85,20 @@ def statutes(path: Path, documents: int = 600) -> Path:
     return path
 
 
-def wait_for(holds: Callable[[], object], seconds: float = 20) -> None:
-    """Until it holds."""
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end
+def encode_if_open(work: Work) -> Receipt:
+    """What `encode` returns, for one of the first OPEN_TASKS tasks at once; for another when the gate is there."""
+    gate = Path(os.environ.get("GATE", "/nowhere"))
+    while work.number >= int(os.environ["OPEN_TASKS"]) and not gate.exists():
+        count_bytes(0)  # which ends a task that is called off
         time.sleep(0.005)
-
-
-def group(session: int) -> list[int]:
-    """The living processes of a session."""
-    processes = [int(path.parent.name) for path in Path("/proc").glob("[0-9]*/stat")]
-    return [pid for pid in processes if _stat(pid)[3] == str(session) and _stat(pid)[0] != "Z"]
-
-
-def parent_of(pid: int) -> int:
-    """The id of the process that started this one."""
-    return int(_stat(pid)[1])
-
-
-def _stat(pid: int) -> list[str]:
-    """State, parent, group, session …; of a process that has ended, the same of none."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return ["Z", "0", "0", "0"]
+    return encode(work)
 
 
 if __name__ == "__main__":
+    # Whoever runs the tests in the background has them ignore Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if "OPEN_TASKS" in os.environ:
+        prepare.encode = encode_if_open
     prepare._SMALLEST_TASK = int(os.environ.get("TASK_BYTES", TASK_BYTES))
     if limit := os.environ.get("FILE_BYTES"):
         if "mpi" in sys.argv:

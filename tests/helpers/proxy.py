@@ -12,9 +12,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
 from urllib.parse import unquote
 
-Fault = Literal["flip", "cut", "reset", "error", "stall", "slow"]
+Fault = Literal["flip", "cut", "reset", "error", "stall", "slow", "hold"]
 """One bit of the body turned; the body's first half and then the end; or a TCP reset; 500 for an answer; no answer for
-STALL seconds; the body at SLOW bytes a second."""
+STALL seconds; the body at SLOW bytes a second; its first bytes, and no more while the proxy runs."""
 STALL = 3.0
 SLOW = 2 << 20
 CHUNK = 1 << 16
@@ -44,6 +44,7 @@ class Proxy:
     log: list[Request] = field(default_factory=list)
     sent: int = 0
     """Bytes of bodies handed to clients."""
+    ended: threading.Event = field(default_factory=threading.Event)
 
     @property
     def parameters(self) -> str:
@@ -58,16 +59,21 @@ class Proxy:
 @contextmanager
 def run(upstream: int) -> Iterator[Proxy]:
     """A proxy on a free port in front of a port of this machine, until the block ends."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    server.daemon_threads = True
+    server = _Server(("127.0.0.1", 0), _Handler)
     proxy = Proxy(server.server_address[1], upstream)
     server.proxy = proxy  # type: ignore[attr-defined]
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
     try:
         yield proxy
     finally:
+        proxy.ended.set()
         server.shutdown()
         server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128  # with the default of 5, a client that finds it full tries again after a second
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -108,6 +114,8 @@ class _Handler(BaseHTTPRequestHandler):
             proxy.sent += len(body[start : start + CHUNK])
             if fault == "slow":
                 time.sleep(CHUNK / SLOW)
+            if fault == "hold":
+                proxy.ended.wait()
         if fault in ("cut", "reset"):
             if fault == "reset":
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

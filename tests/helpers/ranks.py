@@ -1,9 +1,11 @@
 """Real ranks: the deepspeed launcher, as a user starts it, with an extensions folder of the tests' own."""
 
 import os
+import random
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
@@ -19,9 +21,17 @@ def environment(extensions: Path | None = None) -> dict[str, str]:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port that nobody listens on, and that no connection takes before a server does: the kernel gives clients
+    ports from 32768 on. None comes twice.
+    """
+    while True:
+        port = next(_PORTS)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
+_PORTS = iter(random.SystemRandom().sample(range(10_000, 32_768), 22_768))
 
 
 def command(script: str | Path, *arguments: str, ranks: int) -> list[str]:
@@ -30,7 +40,7 @@ def command(script: str | Path, *arguments: str, ranks: int) -> list[str]:
     return [*launcher, str(script), *arguments]
 
 
-def run(script: str | Path, *arguments: str, ranks: int, timeout: int = 300) -> subprocess.CompletedProcess[str]:
+def run(script: str | Path, *arguments: str, ranks: int, timeout: int = 900) -> subprocess.CompletedProcess[str]:
     """Run to the end; stdout and stderr as text."""
     return subprocess.run(
         command(script, *arguments, ranks=ranks),
@@ -43,7 +53,7 @@ def run(script: str | Path, *arguments: str, ranks: int, timeout: int = 300) -> 
     )
 
 
-def run_well(script: str | Path, *arguments: str, ranks: int, timeout: int = 300) -> str:
+def run_well(script: str | Path, *arguments: str, ranks: int, timeout: int = 900) -> str:
     """Run to the end and expect exit code 0; everything that was printed."""
     done = run(script, *arguments, ranks=ranks, timeout=timeout)
     printed = done.stdout + done.stderr

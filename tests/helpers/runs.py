@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,11 @@ from typing import Any
 from nezha_ds.observe.events import Event, Record
 from nezha_ds.observe.journal import METRICS_FILE, read_metrics
 from tests.helpers import ranks
+from tests.helpers.processes import session
 
 SCRIPT = "launch/pretrain.py"
+GATED = "tests/train/scripts/gated_pretrain.py"
+"""The same; begins no step beyond a given one before `open_gate`."""
 
 RECIPE = """
 [run]
@@ -80,28 +84,28 @@ class Run:
             cwd=ranks.REPOSITORY,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=900,
             check=False,
         )
 
-    def start(self, world_size: int) -> subprocess.Popen[bytes]:
-        """Start ranks in a process group of their own, and go on."""
+    def start(self, world_size: int, last_step: int) -> subprocess.Popen[bytes]:
+        """Start ranks in a process group of their own, and go on; they go no further than a step."""
         return subprocess.Popen(
-            ranks.command(SCRIPT, *self.arguments, ranks=world_size),
-            env=ranks.environment(),
+            ranks.command(GATED, *self.arguments, ranks=world_size),
+            env=self._gated(last_step),
             cwd=ranks.REPOSITORY,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
 
-    def start_ranks(self, world_size: int) -> list[subprocess.Popen[str]]:
+    def start_ranks(self, world_size: int, last_step: int) -> list[subprocess.Popen[str]]:
         """The ranks themselves, without a launcher that would change their exit codes."""
         port = str(ranks.free_port())
         return [
             subprocess.Popen(
-                [sys.executable, SCRIPT, *self.arguments],
-                env=ranks.environment()
+                [sys.executable, GATED, *self.arguments],
+                env=self._gated(last_step)
                 | {"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
                 | {"WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size)},
                 cwd=ranks.REPOSITORY,
@@ -112,6 +116,17 @@ class Run:
             for rank in range(world_size)
         ]
 
+    def _gated(self, last_step: int) -> dict[str, str]:
+        return ranks.environment() | {"LAST_STEP": str(last_step), "GATE": str(self._gate)}
+
+    def open_gate(self) -> None:
+        """Let ranks that were started go on beyond their last step."""
+        self._gate.touch()
+
+    @property
+    def _gate(self) -> Path:
+        return self.recipe.with_name("gate")
+
     def events(self) -> list[Event]:
         path = self.folder / METRICS_FILE
         return read_metrics(path) if path.exists() else []
@@ -120,10 +135,11 @@ class Run:
         """The loss of each step; of the last attempt where a step was run twice."""
         return {event.step: event.loss for event in self.events() if isinstance(event, Record)}
 
-    def wait_for_step(self, step: int, timeout: float = 120) -> None:
-        end = time.monotonic() + timeout
+    def wait_for_step(self, step: int, process: "subprocess.Popen[Any]") -> None:
+        """Until a process under way has done so many steps; ten minutes say that it never will."""
+        end = time.monotonic() + 600
         while max(self.losses(), default=0) < step:
-            assert time.monotonic() < end, f"step {step} did not come"
+            assert process.poll() is None and time.monotonic() < end, f"step {step} did not come"
             time.sleep(0.01)
 
     def checkpoint(self, step: int) -> Path:
@@ -144,17 +160,11 @@ def make(folder: Path, shards: Path, *settings: str, **deepspeed: Any) -> Run:
 
 
 def kill_all(launcher: subprocess.Popen[bytes]) -> None:
-    """kill -9 of the launcher and of everything that it started."""
+    """kill -9 of the launcher and of everything that it started, until nothing of it lives."""
     os.killpg(launcher.pid, signal.SIGKILL)
     launcher.wait()
     # Ranks are in the launcher's session, but in groups of their own if a shell made them: look them up.
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and _session(entry) == launcher.pid:
-            os.kill(int(entry.name), signal.SIGKILL)
-
-
-def _session(entry: Path) -> int:
-    try:
-        return os.getsid(int(entry.name))
-    except ProcessLookupError:
-        return 0
+    while living := session(launcher.pid):
+        for pid in living:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)

@@ -27,6 +27,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.processes import environment_of
 from tests.helpers.ranks import environment, free_port
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "srun", "scontrol")
@@ -56,6 +57,7 @@ SelectTypeParameters=CR_Core
 SlurmdParameters=config_overrides
 ReturnToService=2
 KillWait=5
+MessageTimeout=100
 SchedulerParameters=batch_sched_delay=0,sched_min_interval=1
 """
 
@@ -72,7 +74,7 @@ class Slurm:
         """For srun, sbatch and all the others, and for what they start."""
         return environment() | {"SLURM_CONF": str(self.folder / "slurm.conf")}
 
-    def run(self, *command: object, timeout: float = 60) -> "subprocess.CompletedProcess[str]":
+    def run(self, *command: object, timeout: float = 600) -> "subprocess.CompletedProcess[str]":
         """A command of Slurm's, to whatever end."""
         words = [str(word) for word in command]
         return subprocess.run(words, env=self.env, capture_output=True, text=True, timeout=timeout, check=False)
@@ -89,8 +91,8 @@ class Slurm:
     def members(self) -> list[tuple[int, list[bytes]]]:
         """Everything that runs in the cluster, with its environment: daemons, steps, tasks."""
         mark = f"SLURM_CONF={self.env['SLURM_CONF']}".encode()
-        found = ((int(path.parent.name), _environment_of(path)) for path in Path("/proc").glob("[0-9]*/environ"))
-        return [(pid, env) for pid, env in found if mark in env]
+        everybody = (int(path.name) for path in Path("/proc").glob("[0-9]*"))
+        return [(pid, env) for pid in everybody if mark in (env := environment_of(pid))]
 
     def start(self, name: str, *command: str) -> None:
         """Start a daemon in the foreground; it dies with this process."""
@@ -99,7 +101,7 @@ class Slurm:
                 ["setpriv", "--pdeathsig", "TERM", *command], env=self.env, stdout=output, stderr=output
             )
 
-    def wait_for(self, expected: str, *command: str, seconds: float = 30) -> None:
+    def wait_for(self, expected: str, *command: str, seconds: float = 600) -> None:
         """Until a command prints this."""
         end = time.monotonic() + seconds
         while (done := self.run(*command)).stdout.strip() != expected:
@@ -188,10 +190,3 @@ def _stop(cluster: Slurm) -> None:
                 os.kill(pid, signal.SIGKILL)
         for daemon in cluster.daemons.values():
             daemon.wait()
-
-
-def _environment_of(path: Path) -> list[bytes]:
-    try:
-        return path.read_bytes().split(b"\0")
-    except OSError:  # it has ended
-        return []

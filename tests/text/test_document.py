@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nezha_ds.errors import DataError
@@ -106,7 +106,6 @@ def test_novel_has_the_words_of_jieba(encoder: DocumentEncoder, jieba: Segmenter
 
 @pytest.mark.parametrize("segmenter", ["rjieba", "character", "pretokenized"])
 @given(text=st.text(alphabet=st.sampled_from('中国人民好 a1.。！？…”"，\n\n\r\u3000\u0301\u200b'), max_size=60))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_parts_of_a_long_document_change_nothing(
     tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, segmenter: str, text: str
 ) -> None:

@@ -11,12 +11,11 @@ from rich.console import Console
 import nezha_ds.train.doctor as doctor
 from nezha_ds.files import sha256_of
 from nezha_ds.train.doctor import GIB, Finding
+from tests.helpers.ranks import free_port
 
 
 def test_a_machine_that_passes_the_tests_has_no_failure(monkeypatch, tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        monkeypatch.setenv("MASTER_PORT", str(probe.getsockname()[1]))
+    monkeypatch.setenv("MASTER_PORT", str(free_port()))
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     findings = doctor.examine(tmp_path)
@@ -129,9 +128,9 @@ def test_a_container_has_what_its_limit_leaves(tmp_path):
 
 def test_taken_ports(monkeypatch):
     with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))
+        port = free_port()
+        other.bind(("127.0.0.1", port))
         other.listen()
-        port = other.getsockname()[1]
         monkeypatch.setenv("MASTER_PORT", str(port))
         assert doctor.check_rendezvous_port().value == f"{port} is taken"
         assert doctor.check_rendezvous_port().status == "failure"

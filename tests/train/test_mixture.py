@@ -40,6 +40,7 @@ def tokens(run: runs.Run) -> Counter[str]:
     return counted
 
 
+@pytest.mark.timing
 def test_tokens_by_source_are_exact_across_a_kill_and_another_world_size(texts, tmp_path):
     whole = mixture(tmp_path / "whole", texts)
     printed = whole.finish()
@@ -47,10 +48,10 @@ def test_tokens_by_source_are_exact_across_a_kill_and_another_world_size(texts, 
     assert "text      tokens of" in printed
 
     killed = mixture(tmp_path / "killed", texts)
-    launcher = killed.start(world_size=2)
-    killed.wait_for_step(6)
+    launcher = killed.start(world_size=2, last_step=10)
+    killed.wait_for_step(6, launcher)
     runs.kill_all(launcher)
-    assert not killed.checkpoint(12).exists(), "killed too late to prove anything"
+    assert not killed.checkpoint(12).exists()
     killed.finish()
     assert tokens(killed) == tokens(whole)
 

@@ -2,6 +2,7 @@
 
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -21,29 +22,33 @@ def undisturbed(tmp_path_factory, embedded, extensions):
     return run
 
 
+@pytest.mark.timing
 def test_two_n_steps_equal_n_kill_n(undisturbed, tmp_path, embedded):
     run = runs.make(tmp_path, embedded, **BF16)
-    launcher = run.start(world_size=2)
-    run.wait_for_step(6)
+    launcher = run.start(world_size=2, last_step=10)
+    run.wait_for_step(6, launcher)
+    assert not shared_memory(launcher)
     runs.kill_all(launcher)
-    assert not run.checkpoint(12).exists(), "killed too late to prove anything"
+    assert not run.checkpoint(12).exists()
     printed = run.finish(world_size=2)
     assert "going on from step-" in printed
     assert run.tensors(12) == undisturbed.tensors(12)
     assert run.losses() == undisturbed.losses()
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_to_one_rank_saves_on_all(undisturbed, tmp_path, embedded, number):
     run = runs.make(tmp_path, embedded, **BF16)
-    ranks = run.start_ranks(world_size=2)
-    run.wait_for_step(2)
+    ranks = run.start_ranks(world_size=2, last_step=6)
+    run.wait_for_step(2, ranks[0])
     ranks[1].send_signal(number)
-    printed = [rank.communicate(timeout=120)[0] for rank in ranks]
+    run.open_gate()
+    printed = [rank.communicate(timeout=600)[0] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [EXIT_STOPPED] * 2, printed
     stopped = max(run.losses())
     assert run.checkpoint(stopped).exists()
-    assert stopped < 12, "stopped too late to prove anything"
+    assert stopped <= 7  # at the end of the step that it was at, the last of which was behind the gate
     run.finish(world_size=2)
     assert run.tensors(12) == undisturbed.tensors(12)
 
@@ -106,6 +111,12 @@ def test_a_checkpoint_of_another_run_is_refused(undisturbed, tmp_path, embedded,
     assert done.returncode == 2
     assert f"was trained with another {named}" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def shared_memory(launcher):
+    """What a run has in /dev/shm under its port, where it would stay after kill -9."""
+    port = launcher.args[launcher.args.index("--master_port") + 1]
+    return [*Path("/dev/shm").glob(f"*_{port}_*")]
 
 
 def flip_a_bit(path):
