@@ -23,6 +23,7 @@ import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from xml.etree import ElementTree
 
 import torch
 
@@ -43,12 +44,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=420.0, help="for all groups together")
     parser.add_argument("--quick", action="store_true", help="tiny shapes")
     parser.add_argument("--compiled", action="store_true", help="with --quick: through torch.compile")
+    parser.add_argument("--tests", type=Path, help="what pytest --junit-xml wrote")
     parser.add_argument("--command", default="python -m tests.gpu", help="what the table says that was run")
     chosen = parser.parse_args(arguments)
     if chosen.device == "cuda" and not torch.cuda.is_available():
         parser.error("no CUDA device; --device cpu --quick is a dry run")
     done = measured(read(chosen.rows))
     append(chosen.rows, environment_row(chosen.device, chosen.command))
+    if chosen.tests:
+        append(chosen.rows, row_of_tests(chosen.tests))
     planned = quick_groups(chosen.compiled) if chosen.quick else groups()
     for row in measure(planned, done, chosen.device, chosen.seconds, chosen.rows.with_suffix(".log")):
         append(chosen.rows, row)
@@ -84,6 +88,18 @@ def _driver() -> str | None:
         return subprocess.run(asked, capture_output=True, text=True, check=True, timeout=30).stdout.split()[0]
     except (OSError, subprocess.SubprocessError, IndexError):
         return None
+
+
+def row_of_tests(path: Path) -> Row:
+    """What pytest found; a run that was killed before it could say is one failure."""
+    try:
+        cases = list(ElementTree.parse(path).getroot().iter("testcase"))
+    except (OSError, ElementTree.ParseError):
+        return {"kind": "tests", "passed": 0, "skipped": 0, "failed": 1, "failures": ["no report was written"]}
+    failures = [case.get("name", "") for case in cases if {child.tag for child in case} & {"failure", "error"}]
+    skipped = sum(case.find("skipped") is not None for case in cases)
+    passed = len(cases) - len(failures) - skipped
+    return {"kind": "tests", "passed": passed, "skipped": skipped, "failed": len(failures), "failures": failures}
 
 
 def measure(planned: list[Group], done: set[Key], device: str, seconds: float, log: Path) -> Iterator[Row]:

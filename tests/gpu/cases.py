@@ -49,6 +49,7 @@ class Group:
     """After which the process is ended."""
     most: int = LONGEST
     rounds: int = 5
+    warm_up: int = 3
 
     @property
     def batch(self) -> int:
@@ -102,5 +103,5 @@ def groups() -> list[Group]:
 
 def quick_groups(compiled: bool = False) -> list[Group]:
     """A dry run on any device in a few seconds: every kind and every side."""
-    one = Group("step", "tiny", 32, "bf16", tuple(SIDES), rounds=2, compiled=compiled)
+    one = Group("step", "tiny", 32, "bf16", tuple(SIDES), compiled, rounds=2, warm_up=0)
     return [one, Group("limit", "tiny", 32, "bf16", ("triton", "table", "bert", "hf-nezha"), most=4)]

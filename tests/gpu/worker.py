@@ -25,7 +25,6 @@ from tests.gpu.cases import Group
 from tests.gpu.search import fits_in_memory, free_memory, largest
 from tests.gpu.sides import DTYPES, Side, predictions
 
-WARM_UP = 3
 TURN_SECONDS = 0.5
 """Of a side's turn, if its steps are shorter than that."""
 MIB = 1 << 20
@@ -85,7 +84,7 @@ class Contender:
         before = device.allocated()
         self.side = Side(name, group, device.device)
         self._own = device.allocated() - before
-        self._warm_up()
+        self._warm_up(group.warm_up)
         seconds = device.seconds([device.mark(), self._step(), device.mark()])[0]
         self._count = min(20, max(2, math.ceil(TURN_SECONDS / max(seconds, 1e-3))))
         self.times: list[Times] = []
@@ -119,13 +118,13 @@ class Contender:
         self.side.update()
         return self._device.mark()
 
-    def _warm_up(self) -> None:
+    def _warm_up(self, steps: int) -> None:
         """A batch that does not fit beside the other sides is halved; the row tells its size."""
         while not fits_in_memory(self._step):
             if self.side.batch == 1:
                 raise torch.OutOfMemoryError("not even one sample fits")
             self.side.set_batch(self.side.batch // 2)
-        for _ in range(WARM_UP):
+        for _ in range(steps):
             self._step()
 
 
