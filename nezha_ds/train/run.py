@@ -19,6 +19,8 @@ from pathlib import Path
 
 import nezha_ds
 from nezha_ds.errors import ConfigError
+from nezha_ds.model.config import NezhaConfig
+from nezha_ds.model.flops import step_flops
 from nezha_ds.model.heads import NezhaForPreTraining
 from nezha_ds.objectives import ObjectiveSettings
 from nezha_ds.observe.events import Observer, Save, Start
@@ -112,6 +114,7 @@ def _train(recipe: Recipe, ds_config: DeepSpeedConfig, ranks: Ranks, stop: StopF
         observers=observers,
         stop=stop,
         save=_saver(folder / CHECKPOINTS, engine, ranks, state, source, observers),
+        sample_flops=_sample_flops(recipe, config),
     )
     try:
         job.tell(_start_event(recipe, ds_config, state.step, world, job.batches.sources))
@@ -169,6 +172,12 @@ def _observers(recipe: Recipe, world: World) -> list[Observer]:
         observers += [MetricsFile(folder / METRICS_FILE), Console(world)]
     exporter = open_exporter(recipe.exporter, world, folder.name)
     return [*observers, exporter] if exporter else observers
+
+
+def _sample_flops(recipe: Recipe, config: NezhaConfig) -> int:
+    predictions = recipe.masking.predictions(recipe.data.length)
+    with_pairs = recipe.objective.nsp > 0
+    return step_flops(config, config.vocab_size, recipe.data.length, predictions, nsp=with_pairs)
 
 
 def _start_event(
