@@ -7,11 +7,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import settings
 
 from nezha_ds.corpus.prepare import prepare
 from nezha_ds.corpus.settings import PrepareSettings
 from tests.helpers import ranks, s3
+
+if not torch.cuda.is_available():
+    # Triton decides as it is imported, gluon too, whether it will run kernels without a GPU. Programs that tests start
+    # decide for themselves.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        import triton.experimental.gluon
+
+        import nezha_ds.model.kernels  # noqa: F401
 
 # A time limit for each example fails on a busy machine.
 settings.register_profile("patient", deadline=None)

@@ -45,13 +45,21 @@ class ModelSettings(Settings):
     """Longest sequence, in tokens. NEZHA has no weights that depend on it."""
     max_relative_position: int = Field(default=64, gt=0)
     """K: distances beyond K tokens look like K. 64 in the Chinese models, 127 in the English one."""
+    positions: Literal[
+        "functional-relative",
+        "functional-relative-unclipped",
+        "learned-relative",
+        "learned-absolute",
+        "functional-absolute",
+    ] = "functional-relative"
+    """Where order comes from: `functional-relative` is NEZHA's, `learned-absolute` BERT's (positions.py)."""
     type_vocab_size: int = Field(default=2, gt=0)
     """Segments that a token may belong to."""
     initializer_range: float = Field(default=0.02, gt=0)
     """Standard deviation of fresh weights."""
     layer_norm_eps: float = Field(default=1e-12, gt=0)
     """Added to the variance in every LayerNorm."""
-    attention: Literal["auto", "banded", "table", "reference"] = "auto"
+    attention: Literal["auto", "sdpa", "triton", "banded", "table", "reference"] = "auto"
     """Which body computes the attention; `auto` takes the fastest one for the device. They differ in speed only."""
 
     @model_validator(mode="before")

@@ -8,9 +8,26 @@ devices have fast generators of their own.
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 _LEVELS = 1 << 16
+
+
+class Dropout(nn.Module):
+    """`dropout` while training, nothing in evaluation."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    @property
+    def active_rate(self) -> float:
+        """The rate at this moment."""
+        return self.rate if self.training else 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The same shape."""
+        return dropout(x, self.active_rate)
 
 
 def dropout(x: Tensor, rate: float) -> Tensor:

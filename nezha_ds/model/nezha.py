@@ -10,9 +10,9 @@ published recipes took it of three.
 import torch
 from torch import Tensor, nn
 
-from nezha_ds.model.attention import BODIES
+from nezha_ds.model.attention import attention_body
 from nezha_ds.model.config import NezhaConfig
-from nezha_ds.model.dropout import dropout
+from nezha_ds.model.dropout import Dropout
 from nezha_ds.model.relative import relative_table
 
 
@@ -92,7 +92,7 @@ class Attention(nn.Module):
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
         self.output = nn.Linear(config.hidden_size, config.hidden_size)
         self.dropout = Dropout(config.attention_probs_dropout_prob)
-        self.body = BODIES[config.attention]
+        self.body = attention_body(config)
 
     def forward(self, hidden: Tensor, table: Tensor, mask: Tensor) -> Tensor:
         """(B, L, D), (R, H), (B, 1, 1, L) -> (B, L, D)."""
@@ -105,18 +105,6 @@ class Attention(nn.Module):
     def _split(self, x: Tensor) -> Tensor:
         # (B, L, D) -> (B, L, N, H) -> (B, N, L, H)
         return x.unflatten(2, (self.heads, self.head_size)).transpose(1, 2)
-
-
-class Dropout(nn.Module):
-    """`dropout` while training, nothing in evaluation."""
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The same shape."""
-        return dropout(x, self.rate if self.training else 0.0)
 
 
 def activation(config: NezhaConfig) -> nn.GELU:
