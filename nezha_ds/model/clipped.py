@@ -5,7 +5,9 @@ are, with no break of the graph. Results lie as (B, L, N, H) in memory, so that 
 Dropout's seed is drawn on the device from torch's generator: no host sync, and a layer that is computed again for
 its gradient (activation checkpointing) draws it again.
 
-The block sizes are chosen by what ptxas reports for sm_90 (registers, nothing spilled), not yet by timing.
+The block sizes are chosen by what ptxas reports (`python -m tests.model.compile_kernels`): with heads of 64 on an H100
+nothing is spilled, and 99 KiB of shared memory, which an A10 has, are enough for all. Not yet by timing, for which
+`tests/gpu/run.sh` has rows.
 
 B batch, N heads, L length, H head size, R rows of the table.
 """
@@ -34,8 +36,9 @@ class Tiles(NamedTuple):
     stages: int
 
 
-FORWARD = {16: Tiles(128, 64, 4, 3), 32: Tiles(128, 64, 4, 3), 64: Tiles(128, 64, 8, 3), 128: Tiles(64, 64, 4, 2)}
-BACKWARD = {16: Tiles(64, 64, 4, 2), 32: Tiles(64, 64, 4, 2), 64: Tiles(64, 64, 4, 2), 128: Tiles(64, 64, 8, 1)}
+FORWARD = {16: Tiles(128, 32, 8, 3), 32: Tiles(128, 32, 8, 3), 64: Tiles(128, 32, 8, 3), 128: Tiles(64, 32, 8, 2)}
+BACKWARD_QUERIES = {16: Tiles(64, 64, 4, 2), 32: Tiles(64, 64, 4, 2), 64: Tiles(64, 32, 4, 2), 128: Tiles(32, 32, 4, 2)}
+BACKWARD_KEYS = {16: Tiles(64, 64, 4, 2), 32: Tiles(64, 64, 4, 2), 64: Tiles(32, 64, 4, 2), 128: Tiles(32, 32, 4, 2)}
 """By head size, for 16 bits; fp32 takes half the queries and keys."""
 
 
@@ -157,7 +160,7 @@ def _slopes(
     logs: Tensor, passed: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The gradients of q, k and v for that of the result."""
-    tiles, (cut, scale) = _tiles(BACKWARD, q, table), _cut(rate)
+    cut, scale = _cut(rate)
     q, k, v, mask, table, out, passed = map(_rowed, (q, k, v, mask, table, out, passed))
     d_q, d_k, d_v = (torch.empty_like(out) for _ in range(3))
     batch, heads, length, size = q.shape
@@ -165,8 +168,10 @@ def _slopes(
     notes = logs.new_empty(5, batch, heads, length)
     strides = *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3], mask.stride(0), *passed.stride()[:3]
     tensors = q, k, v, mask, table, seed, out, logs, passed, d_q, turned, notes
+    tiles = _tiles(BACKWARD_QUERIES, q, table)
     _launch(_kernels()._backward_queries, -(-length // tiles.queries), tiles, tensors, strides, q, cut, scale, table)
     tensors = q, k, v, mask, table, seed, logs, passed, d_k, d_v, turned, notes
+    tiles = _tiles(BACKWARD_KEYS, q, table)
     _launch(_kernels()._backward_keys, -(-length // tiles.keys), tiles, tensors, strides, q, cut, scale, table)
     return d_q, d_k, d_v
 

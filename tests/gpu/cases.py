@@ -1,13 +1,14 @@
 """What is measured on a GPU, in the order of its worth: whatever is cut off at the end costs least.
 
 A group is measured by one process, its sides in turns: `step` times whole training steps, `limit` looks for the
-largest micro-batch. A side is a model: ours with one of its attention bodies, or what it is compared with.
+largest micro-batch. A side is a model: ours with one of its attention bodies, or what it is compared with. `tiles`
+times the Triton kernels alone, a side being one kernel with one choice of blocks.
 """
 
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-Kind = Literal["step", "limit"]
+Kind = Literal["step", "limit", "tiles"]
 
 SIDES: dict[str, str] = {
     "triton": "NEZHA, attention = triton",
@@ -18,6 +19,13 @@ SIDES: dict[str, str] = {
     "hf-bert": "transformers' BertForPreTraining, attn_implementation = sdpa",
 }
 """By name: what it is."""
+
+TILES: dict[str, tuple[tuple[int, int, int, int], ...]] = {
+    "FORWARD": ((128, 32, 8, 3), (128, 64, 8, 3), (128, 64, 8, 2), (64, 64, 4, 3), (64, 32, 4, 3), (128, 32, 8, 2)),
+    "BACKWARD_QUERIES": ((64, 32, 4, 2), (64, 64, 4, 2), (128, 32, 8, 2), (64, 32, 8, 2), (64, 64, 8, 2)),
+    "BACKWARD_KEYS": ((32, 64, 4, 2), (64, 64, 4, 2), (32, 128, 8, 2), (32, 64, 8, 2), (64, 64, 8, 2)),
+}
+"""Choices of queries, keys, warps and stages for heads of 64, by the table in clipped.py; the one in use is first."""
 
 # Samples of a step, 2 where nothing is said: 32k tokens for base and 16k for large, which make the update a small part.
 BATCHES: dict[tuple[str, int], int] = {
@@ -91,6 +99,7 @@ def groups() -> list[Group]:
     return [
         steps("base", 512, "bf16"),
         compiled("base", 512, "bf16"),
+        Group("tiles", "base", 512, "bf16", tile_sides()),
         *(steps(*each, "bf16") for each in sizes[1:]),
         limits("base", 512, "bf16"),
         *(compiled(*each, "bf16") for each in sizes[1:]),
@@ -101,7 +110,13 @@ def groups() -> list[Group]:
     ]
 
 
+def tile_sides() -> tuple[str, ...]:
+    """The table's name and the choice, as one word each."""
+    return tuple(f"{name} {'x'.join(map(str, tiles))}" for name, choices in TILES.items() for tiles in choices)
+
+
 def quick_groups(compiled: bool = False) -> list[Group]:
     """A dry run on any device in a few seconds: every kind and every side."""
-    one = Group("step", "tiny", 32, "bf16", tuple(SIDES), compiled, rounds=2, warm_up=0)
-    return [one, Group("limit", "tiny", 32, "bf16", ("triton", "table", "bert", "hf-nezha"), most=4)]
+    one = Group("step", "tiny", 32, "bf16", tuple(SIDES), compiled, rounds=1, warm_up=0)
+    limit = Group("limit", "tiny", 32, "bf16", ("triton", "table", "bert", "hf-nezha"), most=4)
+    return [one, limit, Group("tiles", "tiny", 32, "bf16", tile_sides()[:1])]

@@ -1,7 +1,7 @@
 """rows.jsonl: what was found, one JSON object a line, written as it comes.
 
-`kind` is `environment`, `tests`, `step` or `limit`. The last two say of what they are (`cases.Key`) and either what was
-measured or an `error`.
+`kind` is `environment`, `tests`, `step`, `limit` or `tiles`. The last three say of what they are (`cases.Key`) and
+either what was measured or an `error`.
 """
 
 import json
@@ -28,7 +28,7 @@ def read(path: Path) -> list[Row]:
 
 def key_of(row: Row) -> Key | None:
     """What a row is of; None: it is no measurement."""
-    if row["kind"] not in ("step", "limit"):
+    if row["kind"] not in ("step", "limit", "tiles"):
         return None
     return row["kind"], row["size"], row["length"], row["dtype"], row["compiled"], row["side"]
 

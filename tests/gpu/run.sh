@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All that needs a GPU, without network, in ten minutes: the tests marked gpu, then speed and memory beside Hugging
+# All that needs a GPU, without network, in ten minutes: tests on the device, then speed and memory beside Hugging
 # Face's NEZHA and a plain BERT, then the table for docs/benchmarks.md.
 #
 #   tests/gpu/run.sh                            on a machine with an NVIDIA GPU and PyTorch
@@ -47,20 +47,27 @@ trap 'rm -rf "$work"' EXIT
 export PYTHONPATH=$PWD PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 wheels=${WHEELS:-build/gpu/wheels}
 if compgen -G "$wheels/*.whl" >/dev/null; then
-    "$python" -m pip install --quiet --no-index --no-deps --no-cache-dir --no-compile --target "$work/site" "$wheels"/*.whl
+    if ! "$python" -m pip install --quiet --no-index --no-deps --no-cache-dir --no-compile --target "$work/site" \
+        "$wheels"/*.whl; then
+        echo "tests/gpu/run.sh: $wheels is not for this $("$python" --version); tests/gpu/wheels.sh takes its version" >&2
+        exit 1
+    fi
     export PYTHONPATH=$PWD:$work/site
 fi
 mkdir -p "$(dirname "$rows")"
 
-# Tests first, a third of the time at most: what is wrong need not be fast. INT lets pytest say what it found so far.
-mapfile -t files < <(grep -rlE 'mark\.gpu' tests --include='test_*.py')
-if [[ $device == cuda ]]; then
-    timeout --signal=INT --kill-after=20 $((seconds / 3)) \
-        "$python" -m pytest -m gpu -q -p no:cacheprovider --continue-on-collection-errors --timeout=120 \
-        --junit-xml="$work/tests.xml" "${files[@]}" || echo "not all tests passed" >&2
-else
-    "$python" -m pytest -m gpu -q -p no:cacheprovider --junit-xml="$work/tests.xml" tests/gpu/test_step.py
+# Tests first, a third of the time at most: what is wrong need not be fast. The bodies' own tests take the GPU where
+# there is one. INT lets pytest say what it found so far.
+mapfile -t files < <(grep -rl 'mark\.gpu' tests --include='test_*.py')
+files+=(tests/model/test_attention*.py)
+marks='not ranks and not oracle'
+if [[ $device == cpu ]]; then
+    files=(tests/gpu/test_step.py)
+    marks=gpu
 fi
+timeout --signal=INT --kill-after=20 $((seconds / 3)) \
+    "$python" -m pytest -m "$marks" -q -p no:cacheprovider --continue-on-collection-errors --timeout=120 \
+    --junit-xml="$work/tests.xml" "${files[@]}" || echo "not all tests passed" >&2
 
 "$python" -m tests.gpu --device "$device" --rows "$rows" --tests "$work/tests.xml" "${quick[@]}" \
     --seconds $((seconds - SECONDS + began - 10)) --command tests/gpu/run.sh

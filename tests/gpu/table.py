@@ -41,9 +41,9 @@ def planned(rows: list[Row]) -> list[Group]:
 
 
 def markdown(rows: list[Row], wanted: list[Group]) -> str:
-    """Where and when, what tests said, the table of steps and the table of micro-batches."""
+    """Where and when, what tests said, and the tables of steps, micro-batches and tiles."""
     found = last_measured(rows)
-    parts = [*_environments(rows), *_tests(rows), AIMS, _steps(found, wanted), _limits(found, wanted)]
+    parts = [*_environments(rows), *_tests(rows), AIMS, *(show(found, wanted) for show in (_steps, _limits, _tiles))]
     return "\n\n".join(parts)
 
 
@@ -69,11 +69,11 @@ def _environment(row: Row) -> str:
 
 
 def _tests(rows: list[Row]) -> Iterator[str]:
-    """What the last run of the tests marked gpu said."""
+    """What the last run of the tests said."""
     last = [row for row in rows if row["kind"] == "tests"][-1:]
     for row in last:
         failed = f": {', '.join(row['failures'])}" if row["failures"] else ""
-        yield f"Tests marked gpu: {row['passed']} passed, {row['skipped']} skipped, {row['failed']} failed{failed}."
+        yield f"Tests on the device: {row['passed']} passed, {row['skipped']} skipped, {row['failed']} failed{failed}."
 
 
 def _steps(found: Known, wanted: list[Group]) -> str:
@@ -118,6 +118,16 @@ def _limits(found: Known, wanted: list[Group]) -> str:
                 told = _missing(row)
             else:
                 told = f"{'at least ' * row['at_least']}{row['micro_batch']:,}"
+            lines.append(f"| {group.size} | {group.length} | {group.dtype} | {side} | {told} |")
+    return "\n".join(lines)
+
+
+def _tiles(found: Known, wanted: list[Group]) -> str:
+    lines = ["| model | L | precision | kernel, queries x keys x warps x stages | µs |", "|---|---|---|---|---|"]
+    for group in wanted:
+        for side in group.sides if group.kind == "tiles" else ():
+            row = found.get(group.key(side))
+            told = _missing(row) if row is None or "error" in row else f"{row['microseconds']:,.0f}"
             lines.append(f"| {group.size} | {group.length} | {group.dtype} | {side} | {told} |")
     return "\n".join(lines)
 

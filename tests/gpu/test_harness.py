@@ -13,8 +13,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nezha_ds.model import clipped
 from tests.gpu.__main__ import Worker, measure, row_of_tests
-from tests.gpu.cases import SIDES, Group, groups
+from tests.gpu.cases import SIDES, TILES, Group, groups
 from tests.gpu.mixed import MixedLamb
 from tests.gpu.rows import append, last_measured, measured, read
 from tests.gpu.search import fits_in_memory, largest
@@ -85,7 +86,7 @@ def test_the_first_groups_are_worth_most_and_no_row_comes_twice():
     assert (planned_groups[0].size, planned_groups[0].length, planned_groups[0].dtype) == ("base", 512, "bf16")
     keys = [group.key(side) for group in planned_groups for side in group.sides]
     assert len(set(keys)) == len(keys)
-    assert {key[5] for key in keys} == set(SIDES)
+    assert {key[5] for key in keys if key[0] != "tiles"} == set(SIDES)
     assert {(g.size, g.length, g.dtype, g.compiled) for g in planned_groups if g.kind == "step"} == {
         (size, length, dtype, compiled)
         for size in ("base", "large")
@@ -93,6 +94,11 @@ def test_the_first_groups_are_worth_most_and_no_row_comes_twice():
         for dtype in ("bf16", "fp16")
         for compiled in (False, True)
     }
+
+
+def test_the_first_choice_of_tiles_is_the_one_in_use():
+    for kernel, (first, *_) in TILES.items():
+        assert getattr(clipped, kernel)[64] == first
 
 
 def test_groups_cross_to_the_other_process_whole():
@@ -107,14 +113,21 @@ def test_without_rows_the_table_says_that_nothing_was_measured():
     assert "no GPU was at hand" in table
 
 
+def test_the_docs_have_a_line_for_every_row():
+    docs = (REPOSITORY / "docs" / "benchmarks.md").read_text()
+    for line in markdown([], groups()).splitlines():
+        # Up to the side: what follows may have been measured.
+        head = line.partition(NOT_MEASURED)[0].rstrip("| ")
+        assert not line.startswith(("| base", "| large")) or head in docs
+
+
 def test_the_table_shows_ratios_beside_the_aims_and_why_a_row_is_missing():
     rows = [ENVIRONMENT, step_row("bert", 100.0), step_row("triton", 93.0), GROUP.row("hf-nezha", error="a | b")]
     table = markdown(rows, [GROUP])
     assert "2026-11-22, `tests/gpu/run.sh` on NVIDIA H100 80GB HBM3, 81,559 MiB (driver 580.1, cuda 13.0" in table
     assert "| base | 512 | bf16 | no | triton | 64 | 93.0 | 10.0, 1.0 | 51.2% | 12,346 | 0.93 | – |" in table
     assert f"| hf-nezha | | {NOT_MEASURED} (a / b) |" in table
-    widths = {line.count("|") for line in table.splitlines() if line.startswith("|") and "micro" not in line}
-    assert widths == {13, 6}
+    assert {line.count("|") for line in table.splitlines() if line.startswith("|")} == {13, 6}
 
 
 def test_compiled_rows_are_set_beside_the_eager_nezha_of_hugging_face():
@@ -184,7 +197,7 @@ def test_a_dry_run_ends_with_rows_of_every_kind(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     found = read(rows)
-    assert {row["kind"] for row in found} == {"environment", "tests", "step", "limit"}
+    assert {row["kind"] for row in found} == {"environment", "tests", "step", "limit", "tiles"}
     steps = {row["side"]: row for row in found if row["kind"] == "step"}
     assert steps.keys() == SIDES.keys()
     assert steps["table"]["sequences_per_second"] > 0

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from nezha_ds.model.attention import BODIES
-from nezha_ds.model.dropout import dropout
-from nezha_ds.model.nezha import Dropout, padding_mask
+from nezha_ds.model.dropout import Dropout, dropout
+from nezha_ds.model.nezha import padding_mask
 from tests.gpu.cases import Group
 from tests.gpu.sides import OURS, Side
 

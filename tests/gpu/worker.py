@@ -16,11 +16,16 @@ import traceback
 from collections.abc import Callable, Iterator
 from statistics import median
 from typing import Any, NamedTuple, TextIO
+from unittest.mock import patch
 
 import torch
 
+from nezha_ds.model import clipped
 from nezha_ds.model.config import preset
+from nezha_ds.model.dropout import Dropout
 from nezha_ds.model.flops import peak_flops, step_flops
+from nezha_ds.model.nezha import padding_mask
+from nezha_ds.model.relative import relative_table
 from tests.gpu.cases import Group
 from tests.gpu.search import fits_in_memory, free_memory, largest
 from tests.gpu.sides import DTYPES, Side, predictions
@@ -191,7 +196,38 @@ def limit_of(side: Side, group: Group, device: Device) -> int:
     return largest(lambda samples: fits_in_memory(lambda: step(samples)), group.batch, group.most)
 
 
-MEASURES = {"step": measure_steps, "limit": measure_limits}
+def measure_tiles(group: Group, device: Device, answer: Answer) -> None:
+    """Microseconds of the Triton body forward or backward, with one choice of blocks after another."""
+    for name in group.sides:
+        answer({"at": name})
+        with _failing_alone(group, name, answer):
+            answer({"row": group.row(name, microseconds=1e6 * tile_seconds(name, group, device))})
+        free_memory()
+
+
+def tile_seconds(name: str, group: Group, device: Device) -> float:
+    """Of one call; of `FORWARD` the forward pass, of the others the backward pass, where the other kernel stays."""
+    kernel, choice = name.split()
+    tiles = clipped.Tiles(*map(int, choice.split("x")))
+    config, dtype = preset(group.size), DTYPES[group.dtype]
+    shape = (group.batch, group.length, config.num_attention_heads, config.head_size)
+    q, k, v = (torch.randn(shape, device=device.device).to(dtype).transpose(1, 2).requires_grad_() for _ in range(3))
+    table = relative_table(config.max_relative_position, config.head_size).to(device.device, dtype)
+    mask = padding_mask(torch.full(shape[:1], group.length, device=device.device), group.length, dtype)
+    dropout = Dropout(config.attention_probs_dropout_prob).train()
+    seconds = []
+    with patch.object(clipped, kernel, getattr(clipped, kernel) | {config.head_size: tiles}):
+        for _ in range(25):
+            marks = [device.mark()]
+            output = clipped.triton_attention(q, k, v, table, mask, dropout)
+            marks.append(device.mark())
+            torch.autograd.grad(output, (q, k, v), output)
+            marks.append(device.mark())
+            seconds.append(device.seconds(marks)[kernel != "FORWARD"])
+    return median(seconds[5:])
+
+
+MEASURES = {"step": measure_steps, "limit": measure_limits, "tiles": measure_tiles}
 
 
 class _failing_alone:  # noqa: N801 - reads as a function in `with`
