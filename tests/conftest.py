@@ -19,9 +19,9 @@ if not torch.cuda.is_available():
     # decide for themselves.
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")
-        import triton.experimental.gluon
+        import triton.experimental.gluon  # noqa: F401
 
-        import nezha_ds.model.kernels  # noqa: F401
+        import nezha_ds.model.kernels
 
 # A time limit for each example fails on a busy machine.
 settings.register_profile("patient", deadline=None)
