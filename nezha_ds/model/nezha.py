@@ -1,11 +1,15 @@
 """The encoder: embeddings, blocks, pooler. B batch, L length, D hidden, N heads, H head size, V vocabulary.
 
-A post-LayerNorm BERT without absolute positions: word and segment embeddings are summed, normalised and dropped out;
-what is known of order enters through the attention's relative positions alone.
+A BERT whose positions are one of five kinds (positions.py). By default it is NEZHA: word and segment embeddings are
+summed, normalised and dropped out; what is known of order enters through the attention's relative positions alone, and
+every residual is normalised after the sum (Post-LN). Pre-LN normalises what goes into a sublayer instead, keeps the
+LayerNorm of the embeddings, and ends with one more, as DeepSpeed's bing_bert has it (modelingpreln.py).
 
 Queries, keys and values are three weights rather than one fused matrix: LAMB takes one trust ratio per tensor, and the
 published recipes took it of three.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -13,32 +17,36 @@ from torch import Tensor, nn
 from nezha_ds.model.attention import BODIES
 from nezha_ds.model.config import NezhaConfig
 from nezha_ds.model.dropout import dropout
-from nezha_ds.model.relative import relative_table
+from nezha_ds.model.positions import KINDS, Positions, check_length
+
+Sublayer = Callable[[Tensor], Tensor]
 
 
 class Nezha(nn.Module):
     """Token ids to token states."""
 
-    table: Tensor
-
     def __init__(self, config: NezhaConfig) -> None:
         super().__init__()
+        self.config = config
         self.embeddings = Embeddings(config)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
-        # A buffer, so that it moves with the weights; not persistent, since it is not learned.
-        table = relative_table(config.max_relative_position, config.head_size)
-        self.register_buffer("table", table, persistent=False)
+        self.positions = Positions(config) if KINDS[config.positions].relative else None
+        self.final_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps) if config.norm == "pre" else None
 
     def forward(self, input_ids: Tensor, token_type_ids: Tensor, lengths: Tensor) -> Tensor:
-        """(B, L), (B, L), (B,) int64 -> (B, L, D). States of padding are computed but mean nothing."""
+        """(B, L), (B, L), (B,) int64 -> (B, L, D). States of padding are computed but mean nothing.
+
+        DataError for a sequence that is longer than the positions reach.
+        """
+        check_length(self.config, input_ids.shape[1])
         hidden = self.embeddings(input_ids, token_type_ids)
         mask = padding_mask(lengths, input_ids.shape[1], hidden.dtype)
         # DeepSpeed leaves buffers in fp32 when it casts the weights. A bf16 model adds bf16 positions, as released.
-        table = self.table.to(hidden.dtype)
+        table = None if self.positions is None else self.positions.weight.to(hidden.dtype)
         for block in self.blocks:
             hidden = block(hidden, table, mask)
-        return hidden
+        return hidden if self.final_norm is None else self.final_norm(hidden)
 
     def pool(self, hidden: Tensor) -> Tensor:
         """(B, L, D) -> (B, D): a summary of the sequence from the state of [CLS]."""
@@ -46,7 +54,7 @@ class Nezha(nn.Module):
 
 
 class Embeddings(nn.Module):
-    """Word plus segment, normalised."""
+    """Word plus segment, plus position where that is absolute, normalised."""
 
     def __init__(self, config: NezhaConfig) -> None:
         super().__init__()
@@ -54,14 +62,18 @@ class Embeddings(nn.Module):
         self.types = nn.Embedding(config.type_vocab_size, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = Dropout(config.hidden_dropout_prob)
+        self.positions = None if KINDS[config.positions].relative else Positions(config)
 
     def forward(self, input_ids: Tensor, token_type_ids: Tensor) -> Tensor:
         """(B, L), (B, L) -> (B, L, D)."""
-        return self.dropout(self.norm(self.words(input_ids) + self.types(token_type_ids)))
+        summed = self.words(input_ids) + self.types(token_type_ids)
+        if self.positions is not None:
+            summed = summed + self.positions.weight[: input_ids.shape[1]].to(summed.dtype)
+        return self.dropout(self.norm(summed))
 
 
 class Block(nn.Module):
-    """Attention, then a feed-forward layer; each adds to its input and is normalised after it."""
+    """Attention, then a feed-forward layer; each adds to its input and is normalised after it, or before it."""
 
     def __init__(self, config: NezhaConfig) -> None:
         super().__init__()
@@ -72,12 +84,27 @@ class Block(nn.Module):
         self.narrow = nn.Linear(config.intermediate_size, config.hidden_size)
         self.narrow_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = Dropout(config.hidden_dropout_prob)
+        self.residual = RESIDUALS[config.norm]
 
-    def forward(self, hidden: Tensor, table: Tensor, mask: Tensor) -> Tensor:
-        """(B, L, D), (R, H), (B, 1, 1, L) -> (B, L, D)."""
-        hidden = self.attention_norm(hidden + self.dropout(self.attention(hidden, table, mask)))
-        added = self.narrow(self.activation(self.widen(hidden)))
-        return self.narrow_norm(hidden + self.dropout(added))
+    def forward(self, hidden: Tensor, table: Tensor | None, mask: Tensor) -> Tensor:
+        """(B, L, D), (R, H) or None, (B, 1, 1, L) -> (B, L, D)."""
+        hidden = self.residual(hidden, self.attention_norm, lambda x: self.dropout(self.attention(x, table, mask)))
+        return self.residual(hidden, self.narrow_norm, lambda x: self.dropout(self._feed_forward(x)))
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        return self.narrow(self.activation(self.widen(x)))
+
+
+def _norm_after(hidden: Tensor, norm: nn.Module, sublayer: Sublayer) -> Tensor:
+    return norm(hidden + sublayer(hidden))
+
+
+def _norm_before(hidden: Tensor, norm: nn.Module, sublayer: Sublayer) -> Tensor:
+    return hidden + sublayer(norm(hidden))
+
+
+RESIDUALS: dict[str, Callable[[Tensor, nn.Module, Sublayer], Tensor]] = {"post": _norm_after, "pre": _norm_before}
+"""By the name in `NezhaConfig.norm`."""
 
 
 class Attention(nn.Module):
@@ -94,8 +121,8 @@ class Attention(nn.Module):
         self.dropout = Dropout(config.attention_probs_dropout_prob)
         self.body = BODIES[config.attention]
 
-    def forward(self, hidden: Tensor, table: Tensor, mask: Tensor) -> Tensor:
-        """(B, L, D), (R, H), (B, 1, 1, L) -> (B, L, D)."""
+    def forward(self, hidden: Tensor, table: Tensor | None, mask: Tensor) -> Tensor:
+        """(B, L, D), (R, H) or None, (B, 1, 1, L) -> (B, L, D)."""
         query = self._split(self.query(hidden)) * self.head_size**-0.5
         key, value = self._split(self.key(hidden)), self._split(self.value(hidden))
         mixed = self.body(query, key, value, table, mask, self.dropout)
@@ -134,7 +161,7 @@ def initialise(model: nn.Module, std: float, seed: int) -> None:
     """Fill all weights in place from one generator: normal(0, std) matrices, LayerNorm 1, biases and [PAD] 0."""
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
-        if isinstance(module, nn.Linear | nn.Embedding):
+        if isinstance(module, nn.Linear | nn.Embedding) or (isinstance(module, Positions) and module.is_learned):
             nn.init.normal_(module.weight, std=std, generator=generator)
         if isinstance(module, nn.LayerNorm):
             nn.init.ones_(module.weight)

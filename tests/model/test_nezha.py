@@ -3,7 +3,6 @@ import torch
 
 from nezha_ds.model.config import preset
 from nezha_ds.model.heads import NezhaForPreTraining
-from nezha_ds.model.nezha import Nezha
 from tests.model.samples import lively_model, random_batch, small_config
 
 
@@ -62,12 +61,6 @@ def test_order_is_seen_up_to_the_clip_and_no_further():
     )
     torch.testing.assert_close(first, far, atol=1e-6, rtol=1e-6)
     assert (first - near).abs().max() > 1e-3
-
-
-def test_the_table_is_cast_with_the_model_and_never_saved():
-    model = Nezha(small_config()).bfloat16()
-    assert model.table.dtype == torch.bfloat16
-    assert "table" not in model.state_dict()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
