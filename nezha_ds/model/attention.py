@@ -78,7 +78,8 @@ def auto_attention(
 ) -> Tensor:
     """The fastest body: `banded` for long sequences in fp32 on a CPU, else `table`, which alone trains a table."""
     long = q.device.type == "cpu" and q.dtype == torch.float32 and q.shape[2] >= LONG
-    if long and table is not None and not table.requires_grad:
+    # `banded` asks for a number on the host, where a compiled graph would break.
+    if long and not torch.compiler.is_compiling() and table is not None and not table.requires_grad:
         return banded_attention(q, k, v, table, mask, dropout)
     return table_attention(q, k, v, table, mask, dropout)
 
