@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from nezha_ds.errors import DataError
 from nezha_ds.model.attention import BODIES
 from nezha_ds.model.config import NezhaConfig
 from nezha_ds.model.dropout import dropout
@@ -46,7 +47,7 @@ class Nezha(nn.Module):
     def forward(self, input_ids: Tensor, token_type_ids: Tensor, lengths: Tensor) -> Tensor:
         """(B, L), (B, L), (B,) int64 -> (B, L, D). States of padding are computed but mean nothing.
 
-        DataError for a sequence that is longer than the positions reach.
+        DataError for a sequence that is longer than the positions reach, and for ids of another dtype.
         """
         check_length(self.config, input_ids.shape[1])
         hidden = self.embeddings(input_ids, token_type_ids)
@@ -77,11 +78,24 @@ class Embeddings(nn.Module):
         self.positions = None if KINDS[config.positions].relative else Positions(config)
 
     def forward(self, input_ids: Tensor, token_type_ids: Tensor) -> Tensor:
-        """(B, L), (B, L) -> (B, L, D)."""
-        summed = self.words(input_ids) + self.types(token_type_ids)
+        """(B, L), (B, L) -> (B, L, D). DataError for what are no ids; on a GPU an id out of range stops the device."""
+        words = _looked_up(self.words, input_ids, "input_ids")
+        summed = words + _looked_up(self.types, token_type_ids, "token_type_ids")
         if self.positions is not None:
             summed = summed + self.positions.weight[: input_ids.shape[1]].to(summed.dtype)
         return self.dropout(self.norm(summed))
+
+
+def _looked_up(table: nn.Embedding, ids: Tensor, name: str) -> Tensor:
+    if ids.dtype != torch.int64:
+        raise DataError(f"{name} are of {ids.dtype}, and ids are of torch.int64; convert them with .long()")
+    try:
+        return table(ids)
+    except IndexError:  # what torch raises on a CPU says neither which nor where
+        raise DataError(
+            f"{name} reach from {int(ids.min())} to {int(ids.max())}, and the model has rows for 0 to "
+            f"{table.num_embeddings - 1}; is it the vocabulary that the model came with?"
+        ) from None
 
 
 class Block(nn.Module):
