@@ -22,8 +22,6 @@ PRESETS: dict[str, dict[str, int]] = {
     "tiny": {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 1024},
 }
 
-_TRAINING_A_TABLE = ("auto", "table", "reference")
-
 
 class ModelSettings(Settings):
     """Sizes and rates of the model; the vocabulary's size comes from the shards."""
@@ -82,15 +80,6 @@ class ModelSettings(Settings):
             raise ValueError(
                 f"hidden_size / num_attention_heads = {self.head_size} is odd, and relative positions are pairs of a "
                 "sine and a cosine; choose an even head size, usually 64"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _body_trains_the_table(self) -> Self:
-        if self.positions == "learned-relative" and self.attention not in _TRAINING_A_TABLE:
-            raise ValueError(
-                f"attention = {self.attention!r} gives no gradient to a table, and positions = 'learned-relative' "
-                f"learn one; choose attention = {' or '.join(map(repr, _TRAINING_A_TABLE))}"
             )
         return self
 

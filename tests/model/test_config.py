@@ -47,10 +47,6 @@ def test_resolving_adds_the_vocabulary_and_nothing_else():
         ({"max_relative_position": 0}, "max_relative_position = 0"),
         ({"positions": "relative"}, "positions = 'relative'"),
         ({"norm": "both"}, "norm = 'both'"),
-        (
-            {"positions": "learned-relative", "attention": "banded"},
-            "attention = 'banded' gives no gradient to a table, and positions = 'learned-relative' learn one; choose",
-        ),
     ],
 )
 def test_what_cannot_be_is_refused_with_the_value_and_the_way_out(values, message):
