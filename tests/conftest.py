@@ -1,5 +1,6 @@
 """What the whole suite shares: a folder of compiled extensions, the shipped text prepared, and no skips in CI."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -19,9 +20,8 @@ if not torch.cuda.is_available():
     # decide for themselves.
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")
-        import triton.experimental.gluon
-
-        import nezha_ds.model.kernels  # noqa: F401
+        for name in ("triton.experimental.gluon", "nezha_ds.model.kernels"):
+            importlib.import_module(name)
 
 # A time limit for each example fails on a busy machine.
 settings.register_profile("patient", deadline=None)

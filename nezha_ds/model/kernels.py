@@ -9,8 +9,7 @@ the band a row is one of two constants: a number per query, and the sum of its p
 beyond the band, most of them at L = 512 with K = 64, cost what plain attention costs. m is the middle of the A queries,
 at most 2K, that a query stands among: no key in its band is more than 2K steps from there, so the table itself, with
 the sines' sign turned for steps below 0, holds all that is needed. Forward and backward take the same A: then backward
-finds forward's scores again, roundings of φ included, and its probabilities add up to 1. (With another A the gradient
-of v erred four times as much in fp16.)
+finds forward's scores again, roundings of φ included, and probabilities that add up to 1.
 
 Forward goes over the keys block by block under a running maximum, as FlashAttention-2 does (arXiv 2307.08691), and
 keeps the output and one logarithm a row. Backward computes the probabilities again, in two kernels: over blocks of
@@ -27,9 +26,9 @@ functional one; it gets no gradient.
 B batch, N heads, L length, H head size, R rows of the table, K clip, M queries and T keys of a block, A as above.
 """
 
+# Triton's language has types of its own.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
 # pyright: reportGeneralTypeIssues=false, reportIndexIssue=false, reportOperatorIssue=false
-# Triton's language has types of its own.
 
 import triton
 import triton.language as tl
@@ -41,9 +40,6 @@ INTERPRETED = constexpr(bool(triton.knobs.runtime.interpret))
 LOG2E = constexpr(1.4426950408889634)
 LOWEST = constexpr(-1e30)
 """In place of a mask's lowest number: that times log2 e is infinite in fp32."""
-
-
-# ----------------------------------------------------------------------------------------------------- parts of kernels
 
 
 @triton.jit
@@ -83,6 +79,12 @@ def _place(length, M: constexpr):
     """Where this program's block starts, and of which of the B · N heads: a grid's second axis ends at 65,535."""
     blocks = tl.cdiv(length, M)
     return tl.program_id(0) % blocks * M, tl.program_id(0) // blocks
+
+
+@triton.jit
+def _offset(head, heads, batch_stride, head_stride):
+    """Where a head of a (B, N, L, H) tensor begins."""
+    return (head // heads).to(tl.int64) * batch_stride + (head % heads).to(tl.int64) * head_stride
 
 
 @triton.jit
@@ -131,14 +133,13 @@ def _ends(x, table, CLIP: constexpr, H: constexpr):
 
 @triton.jit
 def _unfold(
-    mixed, waved, low_mass, high_mass, table, query,
-    CLIP: constexpr, A: constexpr, M: constexpr, H: constexpr,
+    mixed, waved, low_mass, high_mass, table, query, CLIP: constexpr, A: constexpr, M: constexpr, H: constexpr
 ):  # fmt: skip
     """(M, H) fp32: Σ_j p_ij (y_j + a_ij) from its four parts."""
     low = tl.load(table + tl.arange(0, H)).to(tl.float32)
     high = tl.load(table + 2 * CLIP * H + tl.arange(0, H)).to(tl.float32)
-    ends = low_mass[:, None] * low[None, :] + high_mass[:, None] * high[None, :]
-    return mixed + _turn(waved, table, query, True, CLIP, A, M, H) + ends
+    mixed += low_mass[:, None] * low[None, :] + high_mass[:, None] * high[None, :]
+    return mixed + _turn(waved, table, query, True, CLIP, A, M, H)
 
 
 @triton.jit
@@ -171,16 +172,9 @@ def _span(SIDE: constexpr, first, size, length, CLIP: constexpr, T: constexpr):
     """Where blocks of T lie wholly before the band around `size` places (0), behind it (1), or in it (2)."""
     before = tl.maximum(first - CLIP + 1, 0) // T * T
     behind = tl.minimum(tl.cdiv(first + size - 1 + CLIP, T) * T, length)
-    if SIDE == 0:
-        start, stop = 0, before
-    elif SIDE == 1:
-        start, stop = behind, length
-    else:
-        start, stop = before, behind
+    start = 0 if SIDE == 0 else (behind if SIDE == 1 else before)
+    stop = before if SIDE == 0 else (length if SIDE == 1 else behind)
     return start, stop
-
-
-# -------------------------------------------------------------------------------------------------------------- forward
 
 
 @triton.jit
@@ -230,12 +224,11 @@ def _forward(
 ):  # fmt: skip
     """A block of queries of one head; the grid is the blocks of all heads."""
     start, head = _place(length, M)
-    batch, part = (head // heads).to(tl.int64), (head % heads).to(tl.int64)
-    k += batch * k_batch + part * k_head
-    v += batch * v_batch + part * v_head
-    mask += batch * mask_batch
+    k += _offset(head, heads, k_batch, k_head)
+    v += _offset(head, heads, v_batch, v_head)
+    mask += _offset(head, heads, mask_batch, 0)
     query = start + tl.arange(0, M)
-    x = _rows(q + batch * q_batch + part * q_head, query, q_row, length, H)
+    x = _rows(q + _offset(head, heads, q_batch, q_head), query, q_row, length, H)
     turned = _turn(x, table, query, False, CLIP, A, M, H).to(x.dtype)
     low, high = _ends(x, table, CLIP, H)
     salt, key_salt = _salts(seed, head, CUT)
@@ -252,11 +245,8 @@ def _forward(
             SIDE, CLIP, H, T, CUT, EXACT,
         )  # fmt: skip
     result = _unfold(mixed, waved, low_mass, high_mass, table, query, CLIP, A, M, H) * (scale / total)[:, None]
-    _store(out + batch * out_batch + part * out_head, query, out_row, length, result, H)
+    _store(out + _offset(head, heads, out_batch, out_head), query, out_row, length, result, H)
     tl.store(logs + head.to(tl.int64) * length + query, top + tl.log2(total), mask=query < length)
-
-
-# ------------------------------------------------------------------------------------------------------------- backward
 
 
 @triton.jit
@@ -302,14 +292,13 @@ def _backward_queries(
 ):  # fmt: skip
     """The gradient of a block of queries of one head, and what `_backward_keys` wants to know of them."""
     start, head = _place(length, M)
-    batch, part = (head // heads).to(tl.int64), (head % heads).to(tl.int64)
-    k += batch * k_batch + part * k_head
-    v += batch * v_batch + part * v_head
-    mask += batch * mask_batch
+    k += _offset(head, heads, k_batch, k_head)
+    v += _offset(head, heads, v_batch, v_head)
+    mask += _offset(head, heads, mask_batch, 0)
     query = start + tl.arange(0, M)
-    x = _rows(q + batch * q_batch + part * q_head, query, q_row, length, H)
-    g = _rows(passed + batch * passed_batch + part * passed_head, query, passed_row, length, H)
-    y = _rows(out + batch * out_batch + part * out_head, query, out_row, length, H)
+    x = _rows(q + _offset(head, heads, q_batch, q_head), query, q_row, length, H)
+    g = _rows(passed + _offset(head, heads, passed_batch, passed_head), query, passed_row, length, H)
+    y = _rows(out + _offset(head, heads, out_batch, out_head), query, out_row, length, H)
     delta = tl.sum(g.to(tl.float32) * y.to(tl.float32), 1)
     x_low, x_high = _ends(x, table, CLIP, H)
     g_low, g_high = _ends(g, table, CLIP, H)
@@ -338,7 +327,7 @@ def _backward_queries(
             SIDE, CLIP, H, T, CUT, EXACT,
         )  # fmt: skip
     result = _unfold(mixed, waved, low_mass, high_mass, table, query, CLIP, A, M, H)
-    _store(d_q + batch * out_batch + part * out_head, query, out_row, length, result, H)
+    _store(d_q + _offset(head, heads, out_batch, out_head), query, out_row, length, result, H)
 
 
 @triton.jit
@@ -347,10 +336,7 @@ def _slope_keys(
     q, passed, logs, turned, notes, plane, table, salt, q_row, passed_row, length, start, stop, scale,
     SIDE: constexpr, CLIP: constexpr, A: constexpr, H: constexpr, M: constexpr, CUT: constexpr, EXACT: constexpr,
 ):  # fmt: skip
-    """Add what the queries from start to stop, all on one side, give to the gradients of a block of keys and values.
-
-    Blocks lie on their side, keys by queries, so that both products take them as they are.
-    """
+    """Add what the queries from start to stop give a block of keys, of scores that lie keys by queries."""
     for first in range(start, stop, M):
         query = first + tl.arange(0, M)
         inside = query < length
@@ -393,14 +379,13 @@ def _backward_keys(
 ):  # fmt: skip
     """The gradients of a block of keys and values of one head; the grid is the blocks of all heads."""
     start, head = _place(length, T)
-    batch, part = (head // heads).to(tl.int64), (head % heads).to(tl.int64)
     row, plane = head.to(tl.int64) * length, (tl.num_programs(0) // tl.cdiv(length, T)).to(tl.int64) * length
-    q += batch * q_batch + part * q_head
-    passed += batch * passed_batch + part * passed_head
+    q += _offset(head, heads, q_batch, q_head)
+    passed += _offset(head, heads, passed_batch, passed_head)
     key = start + tl.arange(0, T)
-    y = _rows(k + batch * k_batch + part * k_head, key, k_row, length, H)
-    z = _rows(v + batch * v_batch + part * v_head, key, v_row, length, H)
-    bias = _bias(mask + batch * mask_batch, key, length)
+    y = _rows(k + _offset(head, heads, k_batch, k_head), key, k_row, length, H)
+    z = _rows(v + _offset(head, heads, v_batch, v_head), key, v_row, length, H)
+    bias = _bias(mask + _offset(head, heads, mask_batch, 0), key, length)
     query_salt, salt = _salts(seed, head, CUT)
     word = _words(salt, key)
     d_key, d_value = tl.zeros((T, H), tl.float32), tl.zeros((T, H), tl.float32)
@@ -411,5 +396,5 @@ def _backward_keys(
             d_key, d_value, y, z, bias, key, word, q, passed, logs + row, turned + row * H, notes + row, plane, table,
             query_salt, q_row, passed_row, length, begin, end, scale, SIDE, CLIP, A, H, M, CUT, EXACT,
         )  # fmt: skip
-    _store(d_k + batch * out_batch + part * out_head, key, out_row, length, d_key, H)
-    _store(d_v + batch * out_batch + part * out_head, key, out_row, length, d_value * scale, H)
+    _store(d_k + _offset(head, heads, out_batch, out_head), key, out_row, length, d_key, H)
+    _store(d_v + _offset(head, heads, out_batch, out_head), key, out_row, length, d_value * scale, H)

@@ -6,8 +6,8 @@ models. While no distance is clipped, a row splits between query and key,
     q_i · a_(j-i) = φ(q_i) · ψ(j),   ψ(j) = [sin jw, cos jw],   φ(q_i) = q_i turned by (s - i) w,
 
 so attention over [q; φ] and [k; ψ] has the whole score, and attention over [v; ψ] the whole sum, once its second half
-is turned back: heads of twice the size, in memory linear in L. Both turns are read off the table, whatever s is: the row
-of distance -i is the angle (s - i) w, and ψ(j) is the row of j less the angle of the row of 0.
+is turned back: heads of twice the size, in memory linear in L. Both turns are read off the table, whatever s is: the
+row of distance -i is the angle (s - i) w, and ψ(j) is the row of j less the angle of the row of 0.
 
 Which of torch's kernels run: with a mask that is added to scores, as ours for padding, the memory-efficient one on a
 GPU (FlashAttention's takes none, and whether a batch has padding is not known on the host without a sync), and on a CPU

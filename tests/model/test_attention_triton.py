@@ -86,7 +86,7 @@ def test_backward_drops_what_forward_dropped_and_at_the_rate():
 
 def test_what_is_dropped_has_no_pattern():
     # Uniform probabilities: no score differs. 2 x 128 x 128 decisions.
-    q, k, _, table, mask = inputs([128], heads=2, size=128, clip=8, device=DEVICE)
+    q, k, _, table, mask = inputs([128], heads=2, size=128, device=DEVICE)
     arguments = (torch.zeros_like(q), k, torch.zeros_like(q), table, mask)
     first = (probabilities(triton_attention, arguments, Dropout(0.3))[0] < 1e-4).double() - 0.3
     deviation = (0.3 * 0.7) / first[0].numel() ** 0.5
@@ -125,8 +125,8 @@ def test_padding_keys_have_no_say():
 
 
 def test_far_keys_of_long_sequences():
-    # Forward alone: sixteen blocks of keys, most of them beyond the band.
-    q, k, v, table, mask = inputs([1000], heads=1, size=16, clip=32, dtype=torch.float16, device=DEVICE)
+    # Forward alone: ten blocks of keys, most of them beyond the band.
+    q, k, v, table, mask = inputs([600], heads=1, size=16, clip=32, dtype=torch.float16, device=DEVICE)
     ours = triton_attention(q, k, v, table, mask, KEEP)
     exact = reference_attention(*(x.double() for x in (q, k, v, table, mask)), KEEP)
     assert (ours - exact).norm() < 1e-3 * exact.norm()
