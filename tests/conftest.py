@@ -1,5 +1,6 @@
 """What the whole suite shares: a folder of compiled extensions, the shipped text prepared, and no skips in CI."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -7,11 +8,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
 
 from nezha_ds.corpus.prepare import prepare
 from nezha_ds.corpus.settings import PrepareSettings
 from tests.helpers import ranks, s3
+
+if not torch.cuda.is_available():
+    # Triton decides as it is imported, gluon too, whether it will run kernels without a GPU. Programs that tests start
+    # decide for themselves.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        for name in ("triton.experimental.gluon", "nezha_ds.model.kernels"):
+            importlib.import_module(name)
 
 # Time limits fail on a busy machine, and CI tries the examples that were tried before: what chance finds is for us.
 # A fixture of a function may serve many examples where it is a folder to write into.

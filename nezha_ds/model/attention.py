@@ -18,28 +18,45 @@ and 222, and its sums of up to L probabilities would run in bf16. q times the ta
 products. The indexed cube: 67 and 478, 40 and 180.
 """
 
+import importlib.util
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from nezha_ds.errors import ConfigError
+from nezha_ds.model import clipped
 from nezha_ds.model.banded import banded_attention
+from nezha_ds.model.clipped import triton_attention
+from nezha_ds.model.config import NezhaConfig
+from nezha_ds.model.dropout import Dropout
 from nezha_ds.model.relative import relative_rows, reversed_cube
+from nezha_ds.model.rotated import sdpa_attention
 
-Body = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Callable[[Tensor], Tensor]], Tensor]
+Body = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor, Dropout], Tensor]
 
 LONG = 400
 """Tokens from which blocks of a few heads are worth their calls."""
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+LEAST_CAPABILITY = (8, 0)
+"""Of an NVIDIA GPU that Triton has a compiler for: A100 and later."""
+
+
+def plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: Callable[[Tensor], Tensor]) -> Tensor:
+    """Without relative positions."""
+    return dropout((q @ k.transpose(2, 3) + mask).softmax(dim=-1)) @ v
 
 
 def reference_attention(
-    q: Tensor, k: Tensor, v: Tensor, table: Tensor, mask: Tensor, dropout: Callable[[Tensor], Tensor]
+    q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, mask: Tensor, dropout: Callable[[Tensor], Tensor]
 ) -> Tensor:
     """The equations as they stand.
 
-    q (divided by sqrt(H)), k, v: (B, N, L, H); table: (R, H); mask: (B, 1, 1, L), added to the scores; all of one
-    dtype. `dropout` maps (B, N, L, L) probabilities. Returns (B, N, L, H).
+    q (divided by sqrt(H)), k, v: (B, N, L, H); table: (R, H), or None where positions are absolute; mask: (B, 1, 1, L),
+    added to the scores; all of one dtype. `dropout` maps (B, N, L, L) probabilities. Returns (B, N, L, H).
     """
+    if table is None:
+        return plain_attention(q, k, v, mask, dropout)
     cube = table[relative_rows(q.shape[2], table.shape[0] // 2, q.device)]
     scores = q @ k.transpose(2, 3) + torch.einsum("bnih,ijh->bnij", q, cube) + mask
     probabilities = dropout(scores.softmax(dim=-1))
@@ -47,9 +64,11 @@ def reference_attention(
 
 
 def table_attention(
-    q: Tensor, k: Tensor, v: Tensor, table: Tensor, mask: Tensor, dropout: Callable[[Tensor], Tensor]
+    q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, mask: Tensor, dropout: Callable[[Tensor], Tensor]
 ) -> Tensor:
     """The same without a cube; arguments as in `reference_attention`, but `dropout` sees the keys in reverse."""
+    if table is None:
+        return plain_attention(q, k, v, mask, dropout)
     batch, heads, length, _ = q.shape
     cube = reversed_cube(table, length)
     # (B, N, L, H) -> (B·N, L, H); keys, values and mask reversed along L.
@@ -64,19 +83,85 @@ def table_attention(
     return torch.baddbmm(positions, probabilities, v).unflatten(0, (batch, heads))
 
 
-def auto_attention(
-    q: Tensor, k: Tensor, v: Tensor, table: Tensor, mask: Tensor, dropout: Callable[[Tensor], Tensor]
-) -> Tensor:
-    """The fastest body: `banded` for long sequences in fp32 on a CPU, else `table`."""
-    long = q.device.type == "cpu" and q.dtype == torch.float32 and q.shape[2] >= LONG
-    body = banded_attention if long else table_attention
-    return body(q, k, v, table, mask, dropout)
+def auto_attention(q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, mask: Tensor, dropout: Dropout) -> Tensor:
+    """The fastest body that can compute it, for positions that are functional or absolute."""
+    choose = _fastest_on_cpu if q.device.type == "cpu" else _fastest_on_gpu
+    return choose(q, table, dropout)(q, k, v, table, mask, dropout)
+
+
+def _fastest_on_cpu(q: Tensor, table: Tensor | None, dropout: Dropout) -> Body:
+    if table is None:
+        # torch's flash kernel for CPUs has no dropout, and its own dropout there takes longer than the products.
+        return table_attention if dropout.active_rate else sdpa_attention
+    # Not asked while the length is a symbol of an exported graph, which would hold for the shorter ones only.
+    long = not torch.compiler.is_exporting() and q.shape[2] >= LONG
+    return banded_attention if long and q.dtype == torch.float32 else table_attention
+
+
+def _fastest_on_gpu(q: Tensor, table: Tensor | None, dropout: Dropout) -> Body:
+    if table is None or q.shape[2] <= table.shape[0] // 2 + 1:
+        return sdpa_attention
+    fits = q.dtype in clipped.DTYPES and clipped.refusal(q.shape[3], table.shape[0] // 2) is None
+    return triton_attention if fits and _gpu_runs_triton() else table_attention
+
+
+@torch.compiler.assume_constant_result
+def _gpu_runs_triton() -> bool:
+    return HAS_TRITON and torch.cuda.get_device_capability() >= LEAST_CAPABILITY
 
 
 BODIES: dict[str, Body] = {
     "auto": auto_attention,
+    "sdpa": sdpa_attention,
+    "triton": triton_attention,
     "banded": banded_attention,
     "table": table_attention,
     "reference": reference_attention,
 }
 """By the name in `NezhaConfig.attention`."""
+
+
+def attention_body(config: NezhaConfig) -> Body:
+    """The body that the layers of a model call; ConfigError where the one that is asked for cannot compute it."""
+    name = config.attention
+    if (reason := REFUSALS.get(name, _accept)(config)) is not None:
+        raise ConfigError(f"attention = {name!r} {reason}; take attention = 'auto'")
+    if name == "auto" and config.positions == "learned-relative":
+        return table_attention  # which alone gives the table a gradient without the cube
+    return BODIES[name]
+
+
+def _accept(_: NezhaConfig) -> None:
+    """What `auto`, `table` and `reference` answer to every model."""
+
+
+def _refuse_sdpa(config: NezhaConfig) -> str | None:
+    longest, clip = config.max_position_embeddings, config.max_relative_position
+    if config.positions == "functional-relative" and longest > clip + 1:
+        return (
+            f"needs a position for every distance, and max_position_embeddings = {longest} is more than "
+            f"max_relative_position + 1 = {clip + 1}, beyond which distances look alike"
+        )
+    return _refuse_learned(config)
+
+
+def _refuse_triton(config: NezhaConfig) -> str | None:
+    if config.positions != "functional-relative":
+        return f"computes positions = 'functional-relative', not {config.positions!r}"
+    if not HAS_TRITON:
+        return "needs Triton, which is not installed (torch for CUDA on Linux brings it; else `pip install triton`)"
+    if not torch.cuda.is_available() and not clipped.interpreted():
+        return "runs on a GPU, and torch sees none"
+    return clipped.refusal(config.head_size, config.max_relative_position)
+
+
+def _refuse_learned(config: NezhaConfig) -> str | None:
+    return "gives no gradient to learned positions" if config.positions == "learned-relative" else None
+
+
+REFUSALS: dict[str, Callable[[NezhaConfig], str | None]] = {
+    "sdpa": _refuse_sdpa,
+    "triton": _refuse_triton,
+    "banded": _refuse_learned,
+}
+"""Why a body cannot compute a model, or None; those not named compute all."""

@@ -31,6 +31,8 @@ from nezha_ds.model.hf import (
     current_names,
     hf_name,
     load_hf_state,
+    model_type,
+    refuse_unsound,
     save_folder,
     state_dict_to_hf,
 )
@@ -97,7 +99,8 @@ def read_foreign(folder: Path, activation: str | None = None) -> Foreign:
     is_tensorflow = any(folder.glob("*.index"))
     tensors = current_names(_with_prefix(read_weights(folder)))
     told: list[str] = []
-    dropped = [name for name in tensors if name == POSITIONS or _OF_A_TASK.match(name)]
+    is_absolute = _config_of(values, activation, origin).positions == "learned-absolute"
+    dropped = [name for name in tensors if (name == POSITIONS and not is_absolute) or _OF_A_TASK.match(name)]
     if POSITIONS in dropped:
         told.append("absolute positions dropped: this was a BERT, and its layers must learn relative ones by training")
     if heads := sorted({name.partition(".")[0] for name in dropped} - {"nezha"}):
@@ -105,7 +108,7 @@ def read_foreign(folder: Path, activation: str | None = None) -> Foreign:
     if is_tensorflow and not activation and values.get("hidden_act", "gelu") == "gelu":
         activation = "gelu_tanh"
         told.append("GELU by tanh: TensorFlow's code computes it so")
-    _refuse_unsound(tensors)
+    refuse_unsound(tensors)
     lowercase = _read_json(folder / "tokenizer_config.json", {}).get("do_lower_case", True)
     path = folder / VOCABULARY
     return Foreign(
@@ -148,13 +151,6 @@ def _with_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A bare encoder's names under the prefix that they have in a whole model."""
     bare = re.compile(r"^(embeddings|encoder|pooler)\.")
     return {f"nezha.{name}" if bare.match(name) else name: tensor for name, tensor in tensors.items()}
-
-
-def _refuse_unsound(tensors: Mapping[str, Tensor]) -> None:
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            bad = int((~torch.isfinite(tensor)).sum())
-            raise CheckpointError(f"{name} has {bad:,} numbers that are NaN or infinite; take an earlier checkpoint")
 
 
 # ------------------------------------------------------------------------------------------------------- the vocabulary
@@ -230,6 +226,11 @@ def _write_huggingface(out: Path, model: NezhaForPreTraining, vocabulary: Vocabu
 def _write_huawei(out: Path, model: NezhaForPreTraining, vocabulary: Vocabulary, lowercase: bool) -> None:
     """As NEZHA-PyTorch's `from_pretrained` reads it: prefix `bert.`, the tied matrix twice, bert_config.json."""
     del lowercase  # its scripts take it as an argument
+    if model_type(model.config) != "nezha":
+        raise CheckpointError(
+            f"Huawei's code has functional relative positions and Post-LN alone, this model positions = "
+            f"{model.config.positions!r} and norm = {model.config.norm!r}; convert to the form huggingface"
+        )
     if model.config.hidden_act != "gelu":  # its table of activations has no other
         raise CheckpointError("Huawei's PyTorch code knows the GELU by erf alone; convert with --activation gelu")
     make_folder(out)

@@ -80,6 +80,10 @@ class Record(_Event):
     """Of shards that came from a store."""
     fetch_retries: int = 0
     """Requests to the store that had to be made again."""
+    model_flops: float = 0.0
+    """Operations that the interval's samples cost forward and backward, as model/flops.py counts them."""
+    peak_flops: float | None = None
+    """Operations a second that all ranks' devices could make; None where that is not known."""
     seconds: float
     """Wall time since the last record, evaluations and saves included."""
     step_seconds: tuple[float, ...]
@@ -92,6 +96,12 @@ class Record(_Event):
         """Real tokens of all ranks per second spent in steps."""
         busy = sum(self.step_seconds)
         return self.real_tokens / busy if busy else 0.0
+
+    @property
+    def flops_utilization(self) -> float | None:
+        """Share of the devices' peak that steps reached (MFU); None where the peak is not known."""
+        busy = sum(self.step_seconds)
+        return self.model_flops / busy / self.peak_flops if busy and self.peak_flops else None
 
     @property
     def data_wait_ratio(self) -> float:

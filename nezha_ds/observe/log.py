@@ -103,6 +103,8 @@ def _record_parts(record: Record, target_steps: int, remaining: float | None) ->
     if record.skipped_steps:
         yield f"skipped {record.skipped_steps}"
     yield f"{short(record.tokens_per_second)} tok/s"
+    if record.flops_utilization is not None:
+        yield f"MFU {record.flops_utilization:.0%}"
     yield f"data {record.data_wait_ratio:.0%}"
     if remaining is not None:
         yield f"ETA {clock(remaining)}"

@@ -92,6 +92,16 @@ TABLE: tuple[Metric, ...] = (
         per="node",
     ),
     Metric(
+        "nezha_train_model_flops_total",
+        "counter",
+        "Operations of this attempt's samples, forward and backward, of all ranks; a plain BERT's matrix products",
+    ),
+    Metric(
+        "nezha_train_model_flops_utilization_ratio",
+        "gauge",
+        "Share of the devices' peak that steps reached since the last log step (MFU); absent where it is not known",
+    ),
+    Metric(
         "nezha_train_phase_seconds_total",
         "counter",
         "Wall time by phase; on a GPU, where the host waits",
@@ -201,6 +211,9 @@ def _of_progress(event: Record) -> Iterator[Value]:
     yield Value("nezha_train_tokens_total", event.real_tokens, {"kind": "real"})
     yield Value("nezha_train_tokens_total", event.padding_tokens, {"kind": "padding"})
     yield Value("nezha_train_tokens_total", event.masked_tokens, {"kind": "masked"})
+    yield Value("nezha_train_model_flops_total", event.model_flops)
+    if event.flops_utilization is not None:
+        yield Value("nezha_train_model_flops_utilization_ratio", event.flops_utilization)
     for source, tokens in event.source_tokens.items():
         yield Value("nezha_data_source_tokens_total", tokens, {"source": source})
     yield Value("nezha_data_epoch", event.epoch)

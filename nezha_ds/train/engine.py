@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from nezha_ds.batch import Batch
 from nezha_ds.errors import ConfigError, LaunchError
+from nezha_ds.model.flops import peak_flops
 from nezha_ds.optim.groups import parameter_groups
 from nezha_ds.optim.lamb import Lamb
 from nezha_ds.optim.schedule import SCHEDULES, Schedule
@@ -169,6 +170,13 @@ class Engine:
         """
         norm = self._engine.get_global_grad_norm()
         return None if norm is None else float(norm)
+
+    @property
+    def peak_flops(self) -> float | None:
+        """Operations a second that this rank's device could make in its precision; None where that is not known."""
+        dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+        return peak_flops(name, dtypes[self.config.precision])
 
     @property
     def skipped_steps(self) -> int:

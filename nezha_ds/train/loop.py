@@ -37,6 +37,8 @@ class Job:
     stop: StopFlag
     save: Callable[[int], None]
     """Writes the checkpoint of a step; collective."""
+    sample_flops: int
+    """What a sample costs forward and backward."""
     interval: Interval = field(default_factory=Interval)
 
     def tell(self, event: Event) -> None:
@@ -116,6 +118,7 @@ def _record(job: Job, step: int, meter: LossMeter) -> Record:
     names = ("samples", "tokens", "places")
     own = [*(taken.counts.get(name, 0) for name in names), *job.batches.take_fetched()]
     own += job.batches.take_source_tokens().values()
+    peak = job.engine.peak_flops
     samples, tokens, places, fetched, retries, *source_tokens = job.ranks.add_up(torch.tensor(own)).tolist()
     return Record(
         time=time.time(),
@@ -136,6 +139,8 @@ def _record(job: Job, step: int, meter: LossMeter) -> Record:
         masked_ratio=job.batches.statistics.mask_rate,
         fetched_bytes=fetched,
         fetch_retries=retries,
+        model_flops=float(samples * job.sample_flops),
+        peak_flops=peak and peak * job.ranks.world.world_size,
         seconds=taken.seconds,
         step_seconds=taken.step_seconds,
         phase_seconds=taken.phase_seconds,

@@ -44,6 +44,8 @@ def record(step: int = 10, **changes: Any) -> Record:
         "masked_tokens": 6_000,
         "source_tokens": {"news": 27_000, "law": 9_000},
         "masked_ratio": 0.15,
+        "model_flops": 4e13,
+        "peak_flops": 1e13,
         "seconds": 12.0,
         "step_seconds": (1.0,) * 10,
         "phase_seconds": {"data_wait": 0.6, "forward": 3.0, "backward": 5.0, "optimizer": 1.0, "evaluation": 2.0},

@@ -43,6 +43,8 @@ def test_units_come_from_the_name():
 def test_what_does_not_exist_is_not_reported_as_zero():
     names = {value.name for value in values_of(record(grad_norm=None, loss_scale=None))}
     assert not names & {"nezha_train_grad_norm", "nezha_train_loss_scale"}
+    unknown = {value.name for value in values_of(record(peak_flops=None))}
+    assert "nezha_train_model_flops_utilization_ratio" not in unknown
     failed = {value.name for value in values_of(save(ok=False))}
     assert failed == {"nezha_checkpoint_saves_total"}
 
@@ -51,8 +53,9 @@ def test_derived_ratios():
     event = record(seconds=12.0, phase_seconds={"data_wait": 3.0}, step_seconds=(1.0, 3.0), real_tokens=8000)
     assert event.tokens_per_second == 2000
     assert event.data_wait_ratio == 0.25
+    assert record(model_flops=6e13, peak_flops=1e14, step_seconds=(1.0, 2.0)).flops_utilization == 0.2
     idle = record(seconds=0.0, step_seconds=(), real_tokens=0)
-    assert (idle.tokens_per_second, idle.data_wait_ratio) == (0.0, 0.0)
+    assert (idle.tokens_per_second, idle.data_wait_ratio, idle.flops_utilization) == (0.0, 0.0, None)
 
 
 def test_an_event_is_frozen_and_refuses_what_is_no_number():
