@@ -93,6 +93,19 @@ def test_spans_are_predicted_where_masked_words_are_and_need_to_know_what_is_bes
     assert count_predictions(batch, everything) == {"mlm": 10, "span": 10}
 
 
+def test_the_order_of_segments_is_judged_where_there_are_two(batch, output):
+    order = ObjectiveSettings(mlm=0.0, sop=2.0)
+    with pytest.raises(ConfigError, match=r"data\.pairing=sentence-order"):
+        pretraining_losses(output, batch, order)
+    batch = replace(batch, next_sentence_labels=None, sentence_order_labels=torch.tensor([1, IGNORE, 0]))
+    losses = pretraining_losses(output._replace(nsp_logits=None, sop_logits=output.nsp_logits), batch, order)
+    chances = output.nsp_logits.double().softmax(-1)
+    assert losses.total.item() == pytest.approx(-(chances[0, 1].log() + chances[2, 0].log()).item(), rel=1e-6)
+    assert losses.counts == {"sop": 2}
+    with pytest.raises(ValueError, match=r"nsp 1\.0 and sop 1\.0 want different second segments"):
+        ObjectiveSettings(nsp=1.0, sop=1.0)
+
+
 def test_heads_are_asked_for_by_the_weights():
     assert ObjectiveSettings().heads == ObjectiveSettings(span_form="spanbert").heads
     assert small_config(**ObjectiveSettings().heads) == small_config()

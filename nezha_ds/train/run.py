@@ -96,6 +96,17 @@ def _check_objective(objective: ObjectiveSettings, data: DataSettings, masking: 
             f"objective.nsp = {objective.nsp} needs samples that are pairs, and data.format {data.format!r} cuts none; "
             "set data.format=segment-pair or objective.nsp=0"
         )
+    if objective.nsp and data.pairing == "sentence-order":
+        raise ConfigError(
+            f"objective.nsp = {objective.nsp} asks whether a segment follows, and with data.pairing "
+            f"{data.pairing!r} all do; set data.pairing=next-sentence or objective.nsp=0"
+        )
+    if objective.sop and data.pairing != "sentence-order":
+        raise ConfigError(
+            f"objective.sop = {objective.sop} asks which of two segments came first, and with data.pairing "
+            f"{data.pairing!r} they always stand in order; set data.format=segment-pair and "
+            "data.pairing=sentence-order, or objective.sop=0"
+        )
     if objective.span and masking.method != "span":
         raise ConfigError(
             f"objective.span = {objective.span} asks what stands between two tokens, and masking.method "

@@ -16,6 +16,10 @@ pytestmark = [pytest.mark.ranks, pytest.mark.usefixtures("warm")]
             ("data.format=sentence-pair", "objective.nsp=0.5", "masking.method=span", "objective.span=1.0"),
             {"mlm", "nsp", "span"},
         ),
+        (
+            ("data.format=segment-pair", "data.pairing=sentence-order", "objective.sop=1.0"),
+            {"mlm", "sop"},
+        ),
         (("data.format=doc-sentences", "data.short_rate=0.1", "masking.method=character"), {"mlm"}),
     ],
 )
