@@ -169,6 +169,12 @@ def _add_inspect(commands: Any) -> None:
         choices=("full-sentences", "doc-sentences", "segment-pair", "sentence-pair"),
         help="what a sample is made of (default: full-sentences)",
     )
+    command.add_argument(
+        "--pairing",
+        default="next-sentence",
+        choices=("next-sentence", "sentence-order"),
+        help="what a pair asks of its second segment (default: next-sentence)",
+    )
     command.add_argument("--seed", type=int, default=1, help="another seed, other masks (default: 1)")
     command.add_argument("--html", type=Path, metavar="FILE", help="also write a page: one file, no network")
     command.add_argument("--json", action="store_true", help="print all statistics as one JSON object instead")

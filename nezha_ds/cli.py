@@ -88,7 +88,7 @@ def inspect(given: argparse.Namespace) -> int:
     from nezha_ds.files import write_atomically
     from nezha_ds.shelf import open_shelf
 
-    chosen = {"shards": given.folder, "length": given.length, "format": given.format}
+    chosen = {name: getattr(given, name) for name in ("length", "format", "pairing")} | {"shards": given.folder}
     settings, shelf = build(DataSettings, chosen, "the command line"), open_shelf(given.folder)
     shelf.bring(REPORT)
     found, report = statistics(shelf, progress=True), folder_report(shelf.folder)

@@ -195,6 +195,21 @@ def test_inspect_tells_machines(inspected, embedded):
     }
 
 
+def test_inspect_tells_what_the_second_segments_are(inspected, tmp_path):
+    options = ("--samples", "6", "--format", "segment-pair", "--pairing", "sentence-order")
+    tree = json.loads(inspected("--json", *options))
+    assert set(tree["masking"]["pairs"]) == {"in order", "swapped", "none"}
+    assert sum(tree["masking"]["pairs"].values()) == tree["masking"]["samples"]
+    text = re.sub(r"\x1b\[[\d;]*m", "", inspected(*options, "--html", str(tmp_path / "page.html")))
+    assert re.search(r"second segments +\d+\.\d% in order, \d+\.\d% swapped, \d\.\d% none", text)
+    shown = re.findall(r"^(in order|swapped|none): ", text, re.M)
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert re.findall(r"second segment: ([\w ]+)<", page) == shown
+    assert len(shown) == 6 and len(set(shown)) > 1
+    assert "% random" in inspected("--samples", "0", "--format", "sentence-pair")
+    assert "second segments" not in inspected("--samples", "0")
+
+
 def test_inspect_writes_a_page(inspected, tmp_path):
     assert "documents" in inspected("--samples", "0", "--html", str(tmp_path / "page.html"))
     page = (tmp_path / "page.html").read_text(encoding="utf-8")

@@ -297,6 +297,7 @@ def as_json(found: Statistics, masks: Masks, vocabulary: Vocabulary, report: Rep
             "outcomes": dict(zip(OUTCOMES, masks.outcomes, strict=True)),
             "word_lengths": masks.word_lengths,
             "fill": masks.mean_fill,
+            "pairs": dict(masks.pairs),
         },
         "report": None if report is None else report.model_dump(mode="json"),
     }

@@ -3,7 +3,7 @@
 The two rooms do not import each other; the command line hands what one returns to the other.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -11,6 +11,12 @@ from numpy.typing import NDArray
 
 OUTCOMES = ("masked", "random", "kept")
 """What becomes of a token that is to be predicted: [MASK], a random entry of the vocabulary, nothing."""
+
+
+def shares(pairs: Mapping[str, int]) -> str:
+    """Pairs by label for people: `50.3% in order, 49.7% swapped`."""
+    whole = sum(pairs.values())
+    return ", ".join(f"{count / whole:.1%} {label}" for label, count in pairs.items())
 
 
 class Row(Protocol):
@@ -44,6 +50,11 @@ class Row(Protocol):
     @property
     def predicted(self) -> NDArray[np.bool_]:
         """(n,): what the model has to predict."""
+        ...
+
+    @property
+    def label(self) -> str:
+        """What the second segment of a pair is; nothing where samples are no pairs."""
         ...
 
 
@@ -113,6 +124,11 @@ class Masks(Protocol):
     @property
     def mean_fill(self) -> float:
         """The share of all places that holds tokens."""
+        ...
+
+    @property
+    def pairs(self) -> Mapping[str, int]:
+        """Samples counted by their label; empty where they are no pairs."""
         ...
 
     @property

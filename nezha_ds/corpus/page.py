@@ -17,7 +17,7 @@ import numpy as np
 import nezha_ds
 from nezha_ds.corpus.figures import fill_figure, length_figure, word_figure
 from nezha_ds.corpus.inspect import Statistics, told, word
-from nezha_ds.corpus.masks import OUTCOMES, Masks, Row
+from nezha_ds.corpus.masks import OUTCOMES, Masks, Row, shares
 from nezha_ds.corpus.report import Report
 from nezha_ds.shards import ShardEntry
 from nezha_ds.text.vocab import Vocabulary
@@ -112,6 +112,7 @@ def _masking(masks: Masks) -> str:
         f"Counted in {masks.samples:,} samples of {masks.length} places ({masks.format}), as method {masks.method} "
         f"masks them in the first epoch with seed {masks.seed}"
         + ("." if masks.whole else "; they are cut from shards spread over the folder.")
+        + (f" Second segments: {shares(masks.pairs)}." if masks.pairs else "")
     )
     head = ("", "asked", "achieved", "tokens")
     return f"<section>\n<h2>Masking</h2>\n<p>{escape(counted)}</p>\n{_table(head, rows, kind='narrow')}</section>"
@@ -133,7 +134,8 @@ def _samples(masks: Masks, vocabulary: Vocabulary) -> str:
 def _sample(row: Row, vocabulary: Vocabulary) -> str:
     bounds = [*np.flatnonzero(row.word_starts).tolist(), len(row.ids)]
     words = "".join(_word(row, range(*bound), vocabulary) for bound in pairwise(bounds))
-    return f'<article class="sample"><small>sample {row.number:,}</small><p{_lang(words)}>{words}</p></article>'
+    name = f"sample {row.number:,}" + (f", second segment: {row.label}" if row.label else "")
+    return f'<article class="sample"><small>{escape(name)}</small><p{_lang(words)}>{words}</p></article>'
 
 
 def _word(row: Row, places: Iterable[int], vocabulary: Vocabulary) -> str:

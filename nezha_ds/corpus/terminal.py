@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nezha_ds.corpus.inspect import Counts, Statistics, edges, told
-from nezha_ds.corpus.masks import Masks, Row
+from nezha_ds.corpus.masks import Masks, Row, shares
 from nezha_ds.text.vocab import Vocabulary
 
 
@@ -28,6 +28,7 @@ def table(found: Statistics, masks: Masks) -> Table:
         "document lengths": bars(found.document_lengths),
         "masked tokens": f"{masks.achieved_rate:.2%} of {masks.asked_rate:.2%} asked ({masks.method})",
         "places filled": f"{masks.mean_fill:.1%} at length {masks.length} ({masks.format})",
+        **({"second segments": shares(masks.pairs)} if masks.pairs else {}),
     }
     grid = Table(show_header=False, box=None)
     for name, value in rows.items():
@@ -58,8 +59,13 @@ _MASK_STYLE = "bold white on red"
 
 
 def render(row: Row, vocabulary: Vocabulary, brackets: bool = False) -> Text:
-    """A sample as text: words apart and in two colours by turns, what is to be predicted on red or in brackets."""
+    """A sample as text: words apart and in two colours by turns, what is to be predicted on red or in brackets.
+
+    Before a pair stands what its second segment is.
+    """
     text, words = Text(), 0
+    if row.label:
+        text.append(f"{row.label}: ", "dim")
     hidden: list[bool] = [*row.predicted.tolist(), False]
     begins: list[bool] = [*row.word_starts.tolist(), True]
     ids: list[int] = row.ids.tolist()

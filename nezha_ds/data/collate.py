@@ -57,7 +57,7 @@ class Rows:
     lengths: NDArray[np.int64]
     """(B,): tokens before the padding."""
     seconds: NDArray[np.int64] | None = None
-    """(B,): the column at which the second segment of a pair begins, after its [SEP]."""
+    """(B,): where the second segment of a pair begins, after its [SEP]; the length of a row that has none."""
 
 
 def gather(columns: Callable[[int], Columns], slices: Slices, length: int, special: SpecialIds) -> Rows:
@@ -67,8 +67,9 @@ def gather(columns: Callable[[int], Columns], slices: Slices, length: int, speci
         rows, places, seconds = *_separators(shards, slices), None
         sizes = slices.ends - slices.starts
     else:
-        rows, places = np.arange(len(slices.starts)), slices.ends - slices.starts + 1
-        sizes, seconds = places - 1 + slices.seconds.ends - slices.seconds.starts, places + 1
+        first, second = slices.ends - slices.starts, slices.seconds.ends - slices.seconds.starts
+        rows = np.flatnonzero(second)
+        places, sizes, seconds = first[rows] + 1, first + second, first + 2
         slices = _alternating(slices, slices.seconds)
     lengths = sizes + np.bincount(rows, minlength=len(sizes)) + 2
 
@@ -86,7 +87,7 @@ def gather(columns: Callable[[int], Columns], slices: Slices, length: int, speci
     words[text] = _word_starts(shards, slices)
     words[:, 1] = text[:, 1]
     if seconds is not None:
-        words[rows, seconds] = text[rows, seconds]
+        words[rows, seconds[rows]] = text[rows, seconds[rows]]
     return Rows(ids, text, words, lengths, seconds)
 
 

@@ -43,12 +43,12 @@ class Slices:
 
 @dataclass(frozen=True)
 class Seconds:
-    """B second segments, each (B,): first token, token after the last, and whether it is a random one."""
+    """B second segments, each (B,): first token, token after the last, and what stands there."""
 
     starts: NDArray[np.int64]
     ends: NDArray[np.int64]
     labels: NDArray[np.int64]
-    """0 the real next segment, 1 a random one, IGNORE for a sample without text."""
+    """0 the real next segment; 1 a random one, or the swapped one before it; IGNORE where there is none."""
 
 
 class Samples(Protocol):
@@ -96,7 +96,8 @@ class Dataset:
 
         seconds = None
         if records.dtype == PAIR:
-            labels = np.where(real, records["random"].astype(np.int64), IGNORE)
+            there = real & (records["second_end"] > records["second"])
+            labels = np.where(there, records["random"].astype(np.int64), IGNORE)
             seconds = Seconds(column("second"), column("second_end"), labels)
         return Slices(shards, column("start"), column("end"), seconds)
 

@@ -5,6 +5,9 @@ doc-sentences   the same, but the end of a document ends the sample
 segment-pair    two runs of sentences of one document, or for half of the samples the second of another document
 sentence-pair   the same with one sentence each
 
+and for sentence order (ALBERT, arXiv 1909.11942) both pairs always of one document; half are swapped when a batch is
+made, anew in every epoch (pipeline.py), so that the order of a pair cannot be learned by heart.
+
 Where documents have ten sentences of 25 tokens, 88, 74, 78 and 39% of the places hold tokens at length 128, and 97, 43,
 48 and 10% at 512: the price of not crossing documents. A shard is cut at 50 to 180M tokens/s.
 
@@ -15,8 +18,13 @@ that labels are balanced wherever documents of one sentence are not the majority
 to fit and not truncated, so that nothing is lost; the random segment begins at any sentence outside the document, with
 equal chance, so that long documents give more of them; and it is of the same shard, so that a rank reads no second one.
 
+For sentence order, a sentence that is left alone, as a document's only or last one, is a sample without a second
+segment, of which nothing is asked. A run of three or more before a last sentence gives it one of its own, so that this
+is rare but for documents of one sentence, and odd ones where pairs are of single sentences.
+
 All chance is a hash of (shard, sentence): a plan is a function of the data and of the settings, and the pairs are the
-same in every epoch and under every seed, as sample numbers are. Masks are not. 20 bytes a pair, 8 another sample.
+same in every epoch and under every seed, as sample numbers are. Masks are not, nor is what is swapped. 20 bytes a
+pair, 8 another sample.
 """
 
 from collections.abc import Callable, Sequence
@@ -82,12 +90,27 @@ def sentence_pair(columns: Columns, length: int, short_rate: float = 0.0, shard:
     return _pairs(columns, length, short_rate, shard, most=1)
 
 
+def ordered_segments(columns: Columns, length: int, short_rate: float = 0.0, shard: int = 0) -> Records:
+    """Two runs of sentences that follow each other and fill the sample; an empty second where a sentence is alone."""
+    return _ordered(columns, length, short_rate, shard, most=len(columns.tokens))
+
+
+def ordered_sentences(columns: Columns, length: int, short_rate: float = 0.0, shard: int = 0) -> Records:
+    """Two sentences that follow each other; one of more than half a sample is cut, one alone has an empty second."""
+    return _ordered(columns, length, short_rate, shard, most=1)
+
+
 FORMATS: dict[str, Format] = {
     "full-sentences": Format(full_sentences, SINGLE),
     "doc-sentences": Format(doc_sentences, SINGLE),
     "segment-pair": Format(segment_pair, PAIR),
     "sentence-pair": Format(sentence_pair, PAIR),
 }
+ORDERED: dict[str, Format] = {
+    "segment-pair": Format(ordered_segments, PAIR),
+    "sentence-pair": Format(ordered_sentences, PAIR),
+}
+"""The pairs for sentence order."""
 
 
 def _singles(bounds: Offsets, following: Offsets) -> Records:
@@ -120,21 +143,59 @@ def _targets(count: int, capacity: int, short_rate: float, shard: int) -> Offset
 # ------------------------------------------------------------------------------------------------------------ the pairs
 
 
-def _pairs(columns: Columns, length: int, short_rate: float, shard: int, most: int) -> Records:
-    """Pairs with at most `most` sentences in each segment."""
-    capacity, key = length - 3, key_of(shard)
+class _Chunks(NamedTuple):
+    """The S pieces of a shard, and the chunk of one document that a sample beginning at each would take; each (S,)."""
+
+    starts: Offsets
+    bounds: Offsets
+    """(S + 1,): the starts, and the shard's end."""
+    first: Offsets
+    """The first piece of the piece's document."""
+    last: Offsets
+    """The piece after its last."""
+    targets: Offsets
+    ends: Offsets
+    """The piece after the chunk's last."""
+
+
+def _chunks(columns: Columns, capacity: int, short_rate: float, shard: int, most: int) -> _Chunks:
     # Pieces of at most half a sample: any two fit, so a document's last piece alone has nothing to follow it.
     starts = _pieces(columns, capacity // 2)
     bounds, pieces = np.append(starts, len(columns.tokens)), np.arange(len(starts))
     first, last = _document_pieces(columns, starts)
+    targets = _targets(len(starts), capacity, short_rate, shard)
+    ends = np.maximum(np.searchsorted(bounds[1:], starts + targets, side="right"), pieces + 2)
+    return _Chunks(starts, bounds, first, last, targets, np.minimum(np.minimum(ends, last), pieces + 2 * most))
+
+
+def _cut_in_two(ends: Offsets, key: U64) -> Offsets:
+    """(S,): the piece at which the second part of each chunk begins, by chance; the end of a chunk of one."""
+    pieces = np.arange(len(ends))
+    numbers = draws(key, pieces.astype(np.uint64), Purpose.CUT)
+    return pieces + 1 + below(numbers, np.maximum(ends - pieces - 1, 1))
+
+
+def _ordered(columns: Columns, length: int, short_rate: float, shard: int, most: int) -> Records:
+    """Pairs of one document with at most `most` sentences in each segment."""
+    _, bounds, _, last, _, ends = _chunks(columns, length - 3, short_rate, shard, most)
+    pieces = np.arange(len(ends))
+    # A chunk of three or more gives its last piece to the one that would be left alone behind it.
+    ends = ends - ((last - ends == 1) & (ends - pieces > 2))
+    cuts, chain = _cut_in_two(ends, key_of(shard)), np.array(_follow(ends.tolist()), np.int64)
+    records = np.zeros(len(chain), PAIR)
+    records["start"], records["end"] = bounds[chain], bounds[cuts[chain]]
+    records["second"], records["second_end"] = bounds[cuts[chain]], bounds[ends[chain]]
+    return records
+
+
+def _pairs(columns: Columns, length: int, short_rate: float, shard: int, most: int) -> Records:
+    """Pairs with at most `most` sentences in each segment, the second a random one for half of them."""
+    capacity, key = length - 3, key_of(shard)
+    starts, bounds, first, last, targets, chunks = _chunks(columns, capacity, short_rate, shard, most)
     if last[0] == len(starts):
         raise DataError("has one document only, and a random next segment comes from another; take doc-sentences")
-    targets = _targets(len(starts), capacity, short_rate, shard)
-    chunks = np.maximum(np.searchsorted(bounds[1:], starts + targets, side="right"), pieces + 2)
-    chunks = np.minimum(np.minimum(chunks, last), pieces + 2 * most)
-    numbers = draws(key, pieces.astype(np.uint64), Purpose.CUT)
-    cuts = pieces + 1 + below(numbers, np.maximum(chunks - pieces - 1, 1))
-    coins = uniform(draws(key, pieces.astype(np.uint64), Purpose.NEXT)) < 0.5
+    cuts = _cut_in_two(chunks, key)
+    coins = uniform(draws(key, np.arange(len(starts), dtype=np.uint64), Purpose.NEXT)) < 0.5
 
     chain, random = _walk(chunks.tolist(), cuts.tolist(), coins.tolist())
     records = np.empty(len(chain), PAIR)

@@ -156,7 +156,8 @@ class Stream:
 
     def pipeline(self, mixture: Mixture) -> Pipeline:
         """What makes batches of the samples of a split."""
-        return Pipeline(mixture, self.masking, self.data.length, self.seed, self.special, self.random_ids)
+        ordered = self.data.pairing == "sentence-order"
+        return Pipeline(mixture, self.masking, self.data.length, self.seed, self.special, self.random_ids, ordered)
 
 
 def build_loader(stream: Stream, *, global_batch: int, first: int, split: Split = "train") -> Loader:

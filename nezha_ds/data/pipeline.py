@@ -4,7 +4,7 @@ B samples, L length. About 45 ns a token on one core, in blocks of 131,072 place
 the arrays still lie in the cache and the calls no longer count.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 
 import numpy as np
@@ -14,9 +14,9 @@ from torch import Tensor
 
 from nezha_ds.batch import IGNORE, Batch
 from nezha_ds.data.collate import Flags, Rows, SpecialIds, gather
-from nezha_ds.data.dataset import Samples, Seconds
+from nezha_ds.data.dataset import Samples, Seconds, Slices
 from nezha_ds.data.masking import LONGEST_WORD, Masked, mask
-from nezha_ds.data.randomness import sample_keys
+from nezha_ds.data.randomness import U64, Purpose, draws, sample_keys, uniform
 from nezha_ds.data.settings import MaskingSettings
 
 BLOCK = 1 << 17
@@ -78,13 +78,19 @@ class Pipeline:
     seed: int
     special: SpecialIds
     random_ids: NDArray[np.int64]
+    ordered: bool = False
+    """Whether the pairs ask for the order of their segments, half of which are swapped."""
+
+    def slices(self, samples: NDArray[np.int64], epochs: NDArray[np.int64]) -> Slices:
+        """Where the samples (B,) lie, as each is in its epoch."""
+        slices = self.dataset.slices(samples)
+        return swapped(slices, self._keys(samples, epochs)) if self.ordered else slices
 
     def make(self, samples: NDArray[np.int64], epochs: NDArray[np.int64]) -> tuple[Batch, Counts]:
         """One batch of the samples (B,) of the plan, as each is masked in its epoch. DataError for a damaged shard."""
-        slices = self.dataset.slices(samples)
+        slices = self.slices(samples, epochs)
         rows = gather(self.dataset.columns, slices, self.length, self.special)
-        keys = sample_keys(self.seed, self.masking.masks_of(epochs), samples)
-        places = self.masking.predictions(self.length)
+        keys, places = self._keys(samples, epochs), self.masking.predictions(self.length)
         masked = mask(rows, keys, self.masking, places, self.special.mask, self.random_ids)
         counts = Counts(
             tokens=np.count_nonzero(rows.text, axis=1),
@@ -92,14 +98,37 @@ class Pipeline:
             word_lengths=masked.word_lengths,
             owners=self.dataset.owners[slices.shards],
         )
-        return _to_batch(rows, masked, slices.seconds, samples), counts
+        labels = None if slices.seconds is None else _tensor(slices.seconds.labels)
+        batch = _to_batch(rows, masked, samples)
+        return replace(batch, **{"sentence_order_labels" if self.ordered else "next_sentence_labels": labels}), counts
 
     def block(self, micro_batch: int) -> int:
         """How many micro-batches to make at once."""
         return max(1, BLOCK // (micro_batch * self.length))
 
+    def _keys(self, samples: NDArray[np.int64], epochs: NDArray[np.int64]) -> U64:
+        return sample_keys(self.seed, self.masking.masks_of(epochs), samples)
 
-def _to_batch(rows: Rows, masked: Masked, seconds: Seconds | None, samples: NDArray[np.int64]) -> Batch:
+
+def swapped(slices: Slices, keys: U64) -> Slices:
+    """The pairs with the two segments of about half of them swapped, by their keys (B,); label 1 tells which."""
+    seconds = slices.seconds
+    assert seconds is not None
+    coins = uniform(draws(keys, np.zeros(1, np.uint64), Purpose.SWAP)) < 0.5
+    swap = coins & (seconds.labels != IGNORE)
+    return Slices(
+        slices.shards,
+        np.where(swap, seconds.starts, slices.starts),
+        np.where(swap, seconds.ends, slices.ends),
+        Seconds(
+            np.where(swap, slices.starts, seconds.starts),
+            np.where(swap, slices.ends, seconds.ends),
+            np.where(swap, 1, seconds.labels),
+        ),
+    )
+
+
+def _to_batch(rows: Rows, masked: Masked, samples: NDArray[np.int64]) -> Batch:
     return Batch(
         input_ids=_tensor(masked.ids),
         token_type_ids=_tensor(_token_types(rows)),
@@ -107,7 +136,6 @@ def _to_batch(rows: Rows, masked: Masked, seconds: Seconds | None, samples: NDAr
         mlm_positions=_tensor(masked.positions),
         mlm_labels=_tensor(masked.labels),
         sample_ids=_tensor(samples),
-        next_sentence_labels=None if seconds is None else _tensor(seconds.labels),
         span_boundaries=None if masked.boundaries is None else _tensor(masked.boundaries),
     )
 

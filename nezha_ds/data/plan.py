@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from nezha_ds.data.formats import FORMATS, Records
+from nezha_ds.data.formats import FORMATS, ORDERED, Format, Records
 from nezha_ds.data.settings import DataSettings
 from nezha_ds.errors import DataError, LaunchError
 from nezha_ds.files import make_folder, write_atomically
@@ -30,7 +30,7 @@ from nezha_ds.shelf import Shelf, as_shelf
 VERSION = 2
 """Part of the key: raise it when the same shards would give other samples, or the file changes."""
 UNBALANCED = 0.1
-"""How far the share of random pairs may lie from a half before the log tells."""
+"""How far the share of random pairs may lie from a half, or that of lone sentences from 0, before the log tells."""
 Numbers = NDArray[np.int64]
 Progress = Callable[[int, int], None]
 """Called with the shards done and the shards in all."""
@@ -94,7 +94,7 @@ def load_plan(
         raise DataError(_empty(shelf.folder, split))
     name = f"plans/{plan_key(manifest, split, settings)}.npy"
     path = shelf.folder / name
-    record = FORMATS[settings.format].record
+    record = _format(settings).record
     if not path.exists():
         shelf.bring(name)
         if (brought := _read(path, len(manifest.of(split)), record)) is not None:
@@ -116,7 +116,9 @@ def load_plan(
 
 def plan_key(manifest: Manifest, split: Split, settings: DataSettings) -> str:
     """The name of a plan's file: a hash of the data and of what the plan makes of it."""
-    parts = (manifest.fingerprint, split, settings.length, settings.format, settings.short_rate, VERSION)
+    # What is newer than a key that is in use stands in it only where it is chosen.
+    form = settings.format if settings.pairing == "next-sentence" else f"{settings.format}, {settings.pairing}"
+    parts = (manifest.fingerprint, split, settings.length, form, settings.short_rate, VERSION)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
 
 
@@ -142,22 +144,39 @@ def _cut_all(
         if progress:
             progress(len(parts), len(entries))
     if settings.pairs:
-        random = sum(int(np.count_nonzero(part["random"])) for part in parts) / sum(map(len, parts))
-        if abs(random - 0.5) > UNBALANCED:
-            _log.warning(
-                "%.0f%% of the pairs of %s (%s) have a random second segment, as most documents have one sentence; "
-                "take data.format=doc-sentences and objective.nsp=0",
-                100 * random,
-                shelf.folder,
-                split,
-            )
+        _warn_of_pairs(parts, settings, f"{shelf.folder} ({split})")
     return parts
+
+
+def _warn_of_pairs(parts: Sequence[Records], settings: DataSettings, where: str) -> None:
+    """Tell when the pairs ask little: labels out of balance, or many samples that are no pair."""
+    samples = sum(map(len, parts))
+    random = sum(int(np.count_nonzero(part["random"])) for part in parts) / samples
+    alone = sum(int(np.count_nonzero(part["second"] == part["second_end"])) for part in parts) / samples
+    if settings.pairing == "next-sentence" and abs(random - 0.5) > UNBALANCED:
+        _log.warning(
+            "%.0f%% of the pairs of %s have a random second segment, as most documents have one sentence; "
+            "take data.format=doc-sentences and objective.nsp=0",
+            100 * random,
+            where,
+        )
+    if alone > UNBALANCED:
+        _log.warning(
+            "%.0f%% of the samples of %s are a sentence alone, of whose order nothing can be asked; "
+            "take data.format=segment-pair, or doc-sentences and objective.sop=0",
+            100 * alone,
+            where,
+        )
+
+
+def _format(settings: DataSettings) -> Format:
+    return (ORDERED if settings.pairing == "sentence-order" else FORMATS)[settings.format]
 
 
 def _cut(shelf: Shelf, entry: ShardEntry, number: int, vocabulary_size: int, settings: DataSettings) -> Records:
     columns = shelf.open_shard(entry, vocabulary_size, settings.verify)
     try:
-        return FORMATS[settings.format].cut(columns, settings.length, settings.short_rate, number)
+        return _format(settings).cut(columns, settings.length, settings.short_rate, number)
     except DataError as error:
         raise DataError(f"shard {shelf.folder / entry.name} {error}") from None
 

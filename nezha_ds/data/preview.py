@@ -5,8 +5,9 @@ very ones of its first epoch; of a larger one, 8 shards spread over it are cut a
 places are counted, which settles the rate to 0.05 points: 0.1 s, and 0.3 s for each shard of 64 MB.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,8 @@ PLACES = 1 << 20
 """Places (B x L) that are counted, at most."""
 SHOWN_TOKENS = 256
 """Tokens of a sample that are shown, at most."""
+LABELS = ("next", "random", "in order", "swapped", "none")
+"""What the second segment of a pair may be."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,8 @@ class Row:
     """(n,): what is text, and not a [SEP]."""
     predicted: Flags
     """(n,)"""
+    label: str = ""
+    """What the second segment of a pair is: `next` or `random`, `in order` or `swapped`, `none`; nothing if no pair."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,8 @@ class Preview:
     mean_fill: float
     """The share of all places that holds tokens."""
     rows: tuple[Row, ...]
+    pairs: Mapping[str, int] = field(default_factory=dict[str, int])
+    """Counted pairs by what their second segment is; empty where samples are no pairs."""
 
     @property
     def length(self) -> int:
@@ -122,15 +129,18 @@ def preview(settings: DataSettings, masking: MaskingSettings, seed: int, vocabul
         seed,
         special_ids(vocabulary),
         replacement_ids(vocabulary),
+        settings.pairing == "sentence-order",
     )
     numbers = _spread(len(plan), PLACES // settings.length)
     counted, outcomes, lengths = Statistics(), np.zeros(3, np.int64), list[Ids]()
+    pairs: Counter[str] = Counter()
     for first in range(0, len(numbers), pipeline.block(1)):
         block = numbers[first : first + pipeline.block(1)]
         batch, counts = pipeline.make(block, np.zeros_like(block))
         counted += counts.sum(0, len(block))
         outcomes += _outcomes(batch, pipeline.special.mask)
         lengths.append(batch.lengths.numpy())
+        pairs.update(_labels(batch))
     filled = np.concatenate(lengths)
     return Preview(
         settings=settings,
@@ -143,6 +153,7 @@ def preview(settings: DataSettings, masking: MaskingSettings, seed: int, vocabul
         fill=np.bincount(np.minimum(filled * 10 // settings.length, 9), minlength=10),
         mean_fill=float(filled.mean() / settings.length),
         rows=tuple(_rows(pipeline, _spread(len(plan), rows))) if rows else (),
+        pairs={label: pairs[label] for label in LABELS if label in pairs},
     )
 
 
@@ -169,9 +180,22 @@ def _outcomes(batch: Batch, mask_id: int) -> Ids:
     return np.array([masked, np.count_nonzero(predicted) - masked - kept, kept])
 
 
+def _labels(batch: Batch) -> list[str]:
+    """(B,): what the second segment of each pair is, or nothing where samples are no pairs."""
+    for numbers, names in (
+        (batch.next_sentence_labels, {0: "next", 1: "random", IGNORE: "none"}),
+        (batch.sentence_order_labels, {0: "in order", 1: "swapped", IGNORE: "none"}),
+    ):
+        if numbers is not None:
+            return [names[number] for number in numbers.numpy().tolist()]
+    return []
+
+
 def _rows(pipeline: Pipeline, numbers: Ids) -> Iterator[Row]:
-    batch, _ = pipeline.make(numbers, np.zeros_like(numbers))
-    plain = gather(pipeline.dataset.columns, pipeline.dataset.slices(numbers), pipeline.length, pipeline.special)
+    epochs = np.zeros_like(numbers)
+    batch, _ = pipeline.make(numbers, epochs)
+    labels = _labels(batch) or [""] * len(numbers)
+    plain = gather(pipeline.dataset.columns, pipeline.slices(numbers, epochs), pipeline.length, pipeline.special)
     predicted = np.zeros(plain.text.shape, np.bool_)
     wanted = batch.mlm_labels.numpy() != IGNORE
     predicted[np.nonzero(wanted)[0], batch.mlm_positions.numpy()[wanted]] = True
@@ -184,4 +208,5 @@ def _rows(pipeline: Pipeline, numbers: Ids) -> Iterator[Row]:
             word_starts=(plain.words | ~plain.text)[row, shown],
             text=plain.text[row, shown],
             predicted=predicted[row, shown],
+            label=labels[row],
         )

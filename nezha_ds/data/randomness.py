@@ -32,6 +32,7 @@ class Purpose(IntEnum):
     NEXT = 7
     OTHER = 8
     GROUP = 9
+    SWAP = 10
 
 
 _PURPOSES = np.uint64(16)

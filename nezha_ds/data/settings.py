@@ -53,6 +53,9 @@ class DataSettings(Settings):
     format: Literal["full-sentences", "doc-sentences", "segment-pair", "sentence-pair"] = "full-sentences"
     """What a sample is made of, by RoBERTa's names: whole sentences in a row, across documents with a [SEP] between or
     within one document; or a pair for next-sentence prediction, of runs of sentences (as BERT's) or of single ones."""
+    pairing: Literal["next-sentence", "sentence-order"] = "next-sentence"
+    """What a pair asks: whether the second segment follows the first (BERT; half are of another document), or which of
+    two that follow each other came first (ALBERT; half are swapped, anew in every epoch)."""
     short_rate: float = 0.0
     """Share of samples that aim at a random shorter length, from 2 tokens on, 0 to 1; BERT took 0.1."""
     verify: Verify = "hashes"
@@ -78,6 +81,15 @@ class DataSettings(Settings):
             raise ValueError(
                 f"shards {self.shards!r} and a mixture of {', '.join(self.mixture)} are both given; "
                 "remove shards, or remove the mixture"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _pairs_to_order(self) -> "DataSettings":
+        if self.pairing == "sentence-order" and not self.pairs:
+            raise ValueError(
+                f"pairing 'sentence-order' needs pairs, and format {self.format!r} cuts none; "
+                "set data.format=segment-pair, or leave data.pairing out"
             )
         return self
 
@@ -120,7 +132,7 @@ class DataSettings(Settings):
 
     @property
     def pairs(self) -> bool:
-        """Whether samples are pairs of segments, and so have labels for next-sentence prediction."""
+        """Whether samples are pairs of segments, and so have labels for what `pairing` asks."""
         return self.format in ("segment-pair", "sentence-pair")
 
 

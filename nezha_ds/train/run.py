@@ -19,6 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import nezha_ds
+from nezha_ds.data.settings import DataSettings, MaskingSettings
 from nezha_ds.errors import ConfigError
 from nezha_ds.model.config import NezhaConfig
 from nezha_ds.model.flops import step_flops
@@ -59,13 +60,17 @@ def pretrain(recipe: Recipe, ds_config: DeepSpeedConfig, world: World) -> int:
 
 
 def freeze_unused(model: NezhaForPreTraining, objective: ObjectiveSettings) -> None:
-    """Leave the pooler and the next-sentence head as they are when nothing trains them.
+    """Leave the pooler and BERT's two heads as they are when nothing trains them.
 
     Without gradients they would decay under ZeRO, whose buffer holds zeros for them, and not without it.
     """
-    if not objective.nsp:
-        for parameter in (*model.encoder.pooler.parameters(), *model.nsp.parameters()):
-            parameter.requires_grad_(False)
+    used = {
+        model.mlm: objective.mlm,
+        model.nsp: objective.nsp,
+        model.encoder.pooler: objective.nsp or objective.sop,
+    }
+    for part, weight in used.items():
+        part.requires_grad_(weight > 0)
 
 
 def speed_up(model: NezhaForPreTraining, settings: TrainSettings) -> None:
@@ -79,11 +84,7 @@ def speed_up(model: NezhaForPreTraining, settings: TrainSettings) -> None:
 def _check(recipe: Recipe, ds_config: DeepSpeedConfig) -> None:
     """What can be seen to be wrong before ranks meet and a device is touched."""
     _check_model(recipe)
-    if recipe.objective.nsp and not recipe.data.pairs:
-        raise ConfigError(
-            f"objective.nsp = {recipe.objective.nsp} needs samples that are pairs, and data.format "
-            f"{recipe.data.format!r} cuts none; set data.format=segment-pair or objective.nsp=0"
-        )
+    _check_objective(recipe.objective, recipe.data, recipe.masking)
     if recipe.run.prepare and recipe.data.mixture:
         raise ConfigError(
             "run.prepare fills data.shards, and the recipe reads a mixture; prepare its folders with `nezha-ds prepare`"
@@ -115,10 +116,36 @@ def _check_model(recipe: Recipe) -> None:
         )
 
 
+def _check_objective(objective: ObjectiveSettings, data: DataSettings, masking: MaskingSettings) -> None:
+    """Whether the samples have what the losses need."""
+    if objective.nsp and not data.pairs:
+        raise ConfigError(
+            f"objective.nsp = {objective.nsp} needs samples that are pairs, and data.format {data.format!r} cuts none; "
+            "set data.format=segment-pair or objective.nsp=0"
+        )
+    if objective.nsp and data.pairing == "sentence-order":
+        raise ConfigError(
+            f"objective.nsp = {objective.nsp} asks whether a segment follows, and with data.pairing "
+            f"{data.pairing!r} all do; set data.pairing=next-sentence or objective.nsp=0"
+        )
+    if objective.sop and data.pairing != "sentence-order":
+        raise ConfigError(
+            f"objective.sop = {objective.sop} asks which of two segments came first, and with data.pairing "
+            f"{data.pairing!r} they always stand in order; set data.format=segment-pair and "
+            "data.pairing=sentence-order, or objective.sop=0"
+        )
+    if objective.span and masking.method != "span":
+        raise ConfigError(
+            f"objective.span = {objective.span} asks what stands between two tokens, and masking.method "
+            f"{masking.method!r} does not tell which; set masking.method=span or objective.span=0"
+        )
+
+
 def _train(recipe: Recipe, ds_config: DeepSpeedConfig, ranks: Ranks, stop: StopFlag) -> int:
     world, folder = ranks.world, recipe.run.folder
     source = open_source(recipe, ranks)
-    config = recipe.model.resolve(len(source.vocabulary), source.vocabulary.pad_id)
+    vocabulary = source.vocabulary
+    config = recipe.model.resolve(len(vocabulary), vocabulary.pad_id, **recipe.objective.heads)
     model = NezhaForPreTraining(config, seed=recipe.train.seed)
     freeze_unused(model, recipe.objective)
     speed_up(model, recipe.train)

@@ -1,16 +1,18 @@
 """Samples of every format equal a plain reference, lose no token, and pairs are what their labels say."""
 
 import logging
+from dataclasses import fields
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nezha_ds.batch import IGNORE
+from nezha_ds.batch import IGNORE, Batch
 from nezha_ds.data.collate import gather
 from nezha_ds.data.dataset import PADDING, Seconds, Slices, open_dataset
-from nezha_ds.data.formats import ATTEMPTS, FORMATS, LOOK_BACK, doc_sentences, full_sentences, segment_pair
+from nezha_ds.data.formats import ATTEMPTS, FORMATS, LOOK_BACK, ORDERED, doc_sentences, full_sentences, segment_pair
 from nezha_ds.data.loader import Stream, build_loader
 from nezha_ds.data.pipeline import Pipeline
 from nezha_ds.data.plan import load_plan
@@ -124,6 +126,29 @@ def slow_pairs(columns: Columns, length: int, short_rate: float, shard: int, mos
     return samples
 
 
+def slow_ordered(columns: Columns, length: int, short_rate: float, shard: int, most: int) -> list[tuple[int, ...]]:
+    """Pairs of one document, sentence after sentence; before a last one a run of three or more keeps it company."""
+    samples, at = [], 0
+    for document in slow_pieces(columns, (length - 3) // 2):
+        first = 0
+        while first < len(document):
+            here = at + first
+            target = slow_target(shard, here, length - 3, short_rate)
+            count = 2
+            while count < 2 * most and first + count < len(document):
+                if document[first + count][1] - document[first][0] > target:
+                    break
+                count += 1
+            chunk = document[first : first + count]
+            if len(chunk) > 2 and len(document) - first - len(chunk) == 1:
+                chunk.pop()
+            cut = 1 + below(shard, here, Purpose.CUT, max(len(chunk) - 1, 1))
+            samples.append((chunk[0][0], chunk[cut - 1][1], chunk[cut - 1][1], chunk[-1][1], 0))
+            first += len(chunk)
+        at += len(document)
+    return samples
+
+
 @settings(max_examples=50)
 @given(documents, st.sampled_from([16, 40, 64, 200]), st.sampled_from([0.0, 0.5]), st.integers(0, 3))
 def test_doc_sentences_equal_the_loop(documents, length, short_rate, shard):
@@ -217,11 +242,13 @@ def test_short_samples_have_the_share_and_the_lengths_that_were_asked():
 @settings(max_examples=40)
 @given(st.lists(documents.filter(lambda shard: len(shard) > 1), min_size=1, max_size=3), st.integers(16, 150))
 def test_rows_of_pairs_equal_the_loop(shards, length):
+    """Also where a sentence is alone, as one of three is; and for a row without text."""
     columns = [to_columns(shard) for shard in shards]
     samples = [
         (shard, *record[:4], record[4])
         for shard, part in enumerate(columns)
-        for record in segment_pair(part, length, 0.2, shard).tolist()
+        for cut in (segment_pair, ORDERED["sentence-pair"].cut)
+        for record in cut(part, length, 0.2, shard).tolist()
     ]
     samples.insert(len(samples) // 2, (0, 0, 0, 0, 0, IGNORE))
     shard, start, end, second, second_end, label = np.array(samples, np.int64).T
@@ -229,13 +256,43 @@ def test_rows_of_pairs_equal_the_loop(shards, length):
     for at, sample in enumerate(samples):
         part, bounds = columns[sample[0]], sample[1:5]
         held = bounds[1] - bounds[0] + 2
-        left = slow_row(part, bounds[0], bounds[1], held)
+        alone = bounds[2] == bounds[3]
+        left = slow_row(part, bounds[0], bounds[1], length if alone else held)
         right = slow_row(part, bounds[2], bounds[3], length - held + 1)
         for found, first, then in zip((rows.ids, rows.text, rows.words), left, right, strict=True):
-            assert found[at].tolist() == first + then[1:]
-        assert rows.lengths[at] == held + 1 + bounds[3] - bounds[2]
+            assert found[at].tolist() == (first if alone else first + then[1:])
+        assert rows.lengths[at] == (held if alone else held + 1 + bounds[3] - bounds[2])
         assert rows.seconds is not None
         assert rows.seconds[at] == held
+
+
+@settings(max_examples=80)
+@given(
+    documents,
+    st.sampled_from([16, 40, 64, 200]),
+    st.sampled_from([0.0, 0.5]),
+    st.integers(0, 3),
+    st.sampled_from([("segment-pair", 1000), ("sentence-pair", 1)]),
+)
+def test_ordered_pairs_equal_the_generator(documents, length, short_rate, shard, kind):
+    columns = to_columns(documents)
+    name, most = kind
+    assert ORDERED[name].cut(columns, length, short_rate, shard).tolist() == slow_ordered(
+        columns, length, short_rate, shard, most
+    )
+
+
+@pytest.mark.parametrize("length", [16, 17, 64, 128, 512, 4096])
+@pytest.mark.parametrize("name", PAIRS)
+def test_ordered_pairs_lose_no_token_and_stay_in_one_document(name, length):
+    columns = ORIGINALS[0]
+    records = ORDERED[name].cut(columns, length, 0.1, 0)
+    assert records["start"].tolist() == [0, *records["second_end"][:-1].tolist()]
+    assert records["second_end"][-1] == len(columns.tokens)
+    assert np.array_equal(records["end"], records["second"])
+    assert (records["second_end"] - records["start"]).max() <= length - 3
+    owner = np.searchsorted(columns.documents, [records["start"], records["second_end"] - 1], side="right")
+    assert np.array_equal(owner[0], owner[1])
 
 
 @pytest.fixture(scope="module")
@@ -264,6 +321,77 @@ def test_batches_of_pairs(folder, name):
     assert bool((batch.mlm_labels[-1] == IGNORE).all())
 
 
+@pytest.mark.parametrize("name", PAIRS)
+def test_batches_of_ordered_pairs(folder, name):
+    """A label of 1 says that the very pair that a label of 0 shows is the other way round."""
+    settings = DataSettings(shards=str(folder), length=64, format=name, pairing="sentence-order", short_rate=0.1)
+    dataset, _ = open_dataset(settings, "train")
+    pipeline = Pipeline(dataset, MaskingSettings(mask_share=0, random_share=0), 64, 3, SPECIAL, RANDOM_IDS, True)
+    samples = np.append(np.arange(len(dataset.plan)), PADDING)
+    labels: list[np.ndarray] = []
+    pairs: list[list[tuple[list[int], list[int]]]] = []
+    for epoch in range(6):
+        batch, _ = pipeline.make(samples, np.full_like(samples, epoch))
+        assert batch.next_sentence_labels is None and batch.sentence_order_labels is not None
+        labels.append(batch.sentence_order_labels.numpy())
+        pairs.append([segments(batch, row) for row in range(batch.samples)])
+    records = dataset.plan.records
+    alone = np.append(records["second"] == records["second_end"], True)
+    assert 0 < np.count_nonzero(alone[:-1]) < len(records) / 3
+    assert all(np.array_equal(own == IGNORE, alone) for own in labels)
+    for row, first in enumerate(pairs[0]):
+        for own, found in zip(labels[1:], pairs[1:], strict=True):
+            assert found[row] == (first if own[row] == labels[0][row] else first[::-1])
+        assert (first[1] == []) == alone[row]
+    swapped = np.stack(labels)[:, ~alone]
+    assert abs(swapped.mean() - 0.5) < 5 * 0.5 / np.sqrt(swapped.size)
+    # And no pair is always the same way round: among fair coins 1 of 32 would be.
+    stuck = np.mean(swapped.min(axis=0) == swapped.max(axis=0))
+    assert stuck < 1 / 32 + 5 * np.sqrt(1 / 32 / swapped.shape[1])
+
+
+def segments(batch: Batch, row: int) -> tuple[list[int], list[int]]:
+    """The two segments by the token types, without [CLS] and [SEP]; the second may be empty."""
+    ids, types = batch.input_ids[row, : batch.lengths[row]], batch.token_type_ids[row, : batch.lengths[row]]
+    assert ids[0] == SPECIAL.cls and not batch.token_type_ids[row, batch.lengths[row] :].any()
+    first, second = ids[types == 0].tolist()[1:], ids[types == 1].tolist()
+    assert SPECIAL.sep not in first[:-1] + second[:-1]
+    assert all(segment[-1] == SPECIAL.sep for segment in (first, second) if segment)
+    return first[:-1], second[:-1]
+
+
+def test_masks_that_repeat_repeat_the_order_of_pairs_too(folder):
+    settings = DataSettings(shards=str(folder), length=64, format="segment-pair", pairing="sentence-order")
+    dataset, _ = open_dataset(settings, "train")
+    pipeline = Pipeline(dataset, MaskingSettings(static_copies=2), 64, 3, SPECIAL, RANDOM_IDS, True)
+    samples = np.arange(len(dataset.plan))
+    first, second, third = (pipeline.make(samples, np.full_like(samples, epoch))[0] for epoch in range(3))
+    for field in fields(Batch):
+        one, other = getattr(first, field.name), getattr(third, field.name)
+        assert one is other is None or bool((one == other).all())
+    assert bool((first.sentence_order_labels != second.sentence_order_labels).any())
+
+
+@settings(max_examples=10)
+@given(st.integers(0, 2**63), st.integers(0, 60), st.sampled_from([(1, 8), (2, 4), (5, 16), (8, 10), (16, 1)]))
+def test_what_is_swapped_does_not_depend_on_ranks_or_restarts(folder, seed, step, world):
+    """The second step of a run, against the same one of a run that begins there."""
+    size, micro_batch = world
+    data = DataSettings(shards=str(folder), length=64, format="segment-pair", pairing="sentence-order")
+
+    def batches(rank: int, size: int, micro_batch: int, step: int, steps: int) -> list[Batch]:
+        stream = Stream(data, MaskingSettings(), seed, micro_batch, World(rank, size, 0, 1), SPECIAL, RANDOM_IDS)
+        with build_loader(stream, global_batch=80, first=80 * step) as loader:
+            return [next(loader) for _ in range(steps * 80 // size // micro_batch)]
+
+    rank, share = seed % size, 80 // size
+    whole = batches(0, 1, 80, step, steps=2)[1]
+    parts = batches(rank, size, micro_batch, step + 1, steps=1)
+    for name in ("sentence_order_labels", "input_ids", "token_type_ids", "sample_ids"):
+        own = getattr(whole, name)[rank * share : (rank + 1) * share]
+        assert torch.equal(torch.cat([getattr(part, name) for part in parts]), own)
+
+
 @pytest.mark.parametrize("name", ["doc-sentences", *PAIRS])
 @pytest.mark.parametrize("size", [2, 16, 1024])
 def test_every_sample_once_an_epoch_and_the_same_steps_at_any_world_size(folder, name, size):
@@ -290,6 +418,7 @@ def test_every_sample_once_an_epoch_and_the_same_steps_at_any_world_size(folder,
 def test_a_damaged_plan_of_pairs_is_built_again_and_each_format_has_its_own(folder):
     settings = [DataSettings(shards=str(folder), length=96, format=name) for name in FORMATS]
     settings += [part.model_copy(update={"short_rate": 0.1}) for part in settings]
+    settings += [part.model_copy(update={"pairing": "sentence-order"}) for part in settings if part.pairs]
     manifest = open_dataset(settings[0], "train")[1]
     before = set((folder / "plans").iterdir())
 
@@ -299,7 +428,7 @@ def test_a_damaged_plan_of_pairs_is_built_again_and_each_format_has_its_own(fold
 
     plans = records()
     paths = set((folder / "plans").iterdir()) - before
-    assert len(paths) == 7
+    assert len(paths) == 11
     for path in paths:
         data = bytearray(path.read_bytes())
         data[-2] ^= 1
@@ -322,3 +451,12 @@ def test_pairs_need_two_documents_and_mostly_more_than_one_sentence_in_each(tmp_
     with caplog.at_level(logging.WARNING):
         load_plan(short, manifest, "train", settings)
     assert "100% of the pairs" in caplog.text
+    # Sentence order takes its pairs from one document, and asks nothing of a sentence alone.
+    ordered = settings.model_copy(update={"pairing": "sentence-order"})
+    with caplog.at_level(logging.WARNING):
+        load_plan(short, manifest, "train", ordered)
+    assert f"100% of the samples of {short} (train) are a sentence alone, of whose order nothing can be asked" in (
+        caplog.text
+    )
+    whole = write_folder(tmp_path / "alone", [to_columns([[[[300]], [[301]]]])])
+    assert load_plan(alone, whole, "train", ordered).records.tolist() == [(0, 1, 1, 2, 0)]

@@ -1,5 +1,7 @@
 """What `inspect` shows of samples and masks is what training makes of the same folder."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 
@@ -29,14 +31,19 @@ def trained(settings, masking, seed):
     dataset, _ = open_dataset(settings, "train")
     special, random_ids = special_ids(VOCABULARY), replacement_ids(VOCABULARY)
     numbers = np.arange(len(dataset.plan))
-    pipeline = Pipeline(dataset, masking, settings.length, seed, special, random_ids)
+    ordered = settings.pairing == "sentence-order"
+    pipeline = Pipeline(dataset, masking, settings.length, seed, special, random_ids, ordered)
     return pipeline.make(numbers, np.zeros_like(numbers))
 
 
-@pytest.mark.parametrize("form", ["full-sentences", "segment-pair"])
+@pytest.mark.parametrize(
+    ("form", "pairing"),
+    [("full-sentences", "next-sentence"), ("segment-pair", "next-sentence"), ("segment-pair", "sentence-order")],
+)
 @pytest.mark.parametrize("method", ["whole-word", "character", "n-gram", "span"])
-def test_it_shows_and_counts_what_training_makes(folder, method, form):
-    settings, masking = DataSettings(shards=str(folder), length=64, format=form), MaskingSettings(method=method)
+def test_it_shows_and_counts_what_training_makes(folder, method, form, pairing):
+    settings = DataSettings(shards=str(folder), length=64, format=form, pairing=pairing)
+    masking = MaskingSettings(method=method)
     batch, counts = trained(settings, masking, seed=3)
     found = preview(settings, masking, 3, VOCABULARY, rows=20)
 
@@ -48,9 +55,15 @@ def test_it_shows_and_counts_what_training_makes(folder, method, form):
     assert found.mean_fill == pytest.approx(float(batch.lengths.double().mean()) / 64)
     assert found.fill.tolist() == np.histogram(batch.lengths.numpy() / 64, np.linspace(0, 1, 11))[0].tolist()
 
+    labels = batch.next_sentence_labels if pairing == "next-sentence" else batch.sentence_order_labels
+    names = {"next-sentence": ["next", "random"], "sentence-order": ["in order", "swapped"]}[pairing]
+    told = [] if labels is None else [{0: names[0], 1: names[1], IGNORE: "none"}[one] for one in labels.tolist()]
+    assert found.pairs == Counter(told)
+
     assert len({row.number for row in found.rows}) == 20
     for row in found.rows:
         ids, length = batch.input_ids[row.number].tolist(), int(batch.lengths[row.number])
+        assert row.label == (told[row.number] if told else "")
         labels = batch.mlm_labels[row.number]
         places = batch.mlm_positions[row.number][labels != IGNORE] - 1
         assert row.seen.tolist() == ids[1 : length - 1]

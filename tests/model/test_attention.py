@@ -10,7 +10,7 @@ from tests.model.attention import KEEP, forward_and_backward, in_float64, inputs
 
 
 @pytest.mark.parametrize("body", ["auto", "banded", "table"])
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     lengths=st.lists(st.integers(1, 40), min_size=1, max_size=3),
     heads=st.integers(1, 3),

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 
@@ -17,6 +19,17 @@ def test_pairs_are_judged_where_the_batch_has_labels_for_them():
     model = lively_model(small_config())
     assert model(random_batch([9, 5])).nsp_logits.shape == (2, 2)
     assert model(random_batch([9, 5], pairs=False)).nsp_logits is None
+
+
+def test_the_order_of_segments_has_a_head_of_its_own():
+    """Scores from the same summary as next sentences, where the config names a head and the batch has labels."""
+    model, batch = lively_model(small_config(sentence_order=True)), random_batch([9, 5], pairs=False)
+    assert model(batch).sop_logits is None
+    batch = replace(batch, sentence_order_labels=torch.tensor([0, 1]))
+    pooled = model.encoder.pool(model.encoder(batch.input_ids, batch.token_type_ids, batch.lengths))
+    torch.testing.assert_close(model(batch).sop_logits, F.linear(pooled, model.sop.weight, model.sop.bias))
+    assert model(batch).nsp_logits is None
+    assert lively_model(small_config())(batch).sop_logits is None
 
 
 def test_the_decoder_is_the_word_embeddings():

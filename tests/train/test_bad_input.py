@@ -103,6 +103,10 @@ OVERRIDES = {
     "model.num_attention_heads=3": "hidden_size = 32 is not a multiple of num_attention_heads = 3",
     "masking.rate=1.5": "masking.rate: 1.5 is not a share above 0 and below 1",
     "objective.mlm=0": "objective: all weights are 0, so there is nothing to minimise",
+    "objective.span=1.0": "'whole-word' does not tell which; set masking.method=span or objective.span=0",
+    "objective.sop=1.0": "set data.format=segment-pair and data.pairing=sentence-order, or objective.sop=0",
+    "data.pairing=sentence-order": "data: pairing 'sentence-order' needs pairs, and format 'full-sentences' cuts none",
+    "objective.span_form=bert": "objective.span_form = 'bert': input should be 'nezha' or 'spanbert'",
 }
 
 
@@ -455,11 +459,29 @@ def test_a_checkpoint_of_another_model(tmp_path, shards):
 # --------------------------------------------------------------------------------------------- known, and to be mended
 
 
-def test_pairs_that_no_format_cuts_are_refused_before_ranks_meet(tmp_path, shards):
+@pytest.mark.parametrize(
+    ("settings", "way_out"),
+    [
+        (["objective.nsp=1.0"], "set data.format=segment-pair or objective.nsp=0"),
+        (
+            ["objective.nsp=1.0", "data.format=segment-pair", "data.pairing=sentence-order"],
+            "set data.pairing=next-sentence or objective.nsp=0",
+        ),
+        (["objective.sop=1.0", "data.format=segment-pair"], "and data.pairing=sentence-order, or objective.sop=0"),
+    ],
+)
+def test_pairs_that_the_data_has_not_are_refused_before_ranks_meet(tmp_path, shards, settings, way_out):
     run = runs.make(tmp_path, shards)
-    recipe = load(Recipe, run.recipe, ["objective.nsp=1.0"])
-    with pytest.raises(ConfigError):
+    recipe = load(Recipe, run.recipe, settings)
+    with pytest.raises(ConfigError, match=re.escape(way_out)):
         run_module._check(recipe, load_ds_config(run.ds_config, 1))
+
+
+def test_two_questions_about_one_second_segment_are_refused(tmp_path, shards, refused):
+    run = runs.make(tmp_path, shards, "objective.nsp=1.0", "objective.sop=0.5")
+    assert "nsp 1.0 and sop 0.5 want different second segments; set objective.nsp=0" in refused(
+        "pretrain", *run.arguments
+    )
 
 
 @pytest.mark.ranks
