@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from nezha_ds.model.attention import BODIES
 from nezha_ds.model.config import NezhaConfig
-from nezha_ds.model.dropout import dropout
+from nezha_ds.model.dropout import Dropout
 from nezha_ds.model.relative import relative_table
 
 
@@ -105,18 +105,6 @@ class Attention(nn.Module):
     def _split(self, x: Tensor) -> Tensor:
         # (B, L, D) -> (B, L, N, H) -> (B, N, L, H)
         return x.unflatten(2, (self.heads, self.head_size)).transpose(1, 2)
-
-
-class Dropout(nn.Module):
-    """`dropout` while training, nothing in evaluation."""
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The same shape."""
-        return dropout(x, self.rate if self.training else 0.0)
 
 
 def activation(config: NezhaConfig) -> nn.GELU:
