@@ -67,7 +67,7 @@ def table_attention(
 def auto_attention(
     q: Tensor, k: Tensor, v: Tensor, table: Tensor, mask: Tensor, dropout: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """The fastest body: `banded` for long sequences in fp32 on a CPU, else `table`."""
+    """The fastest body: `banded` for long sequences on a CPU, else `table`."""
     long = q.device.type == "cpu" and q.shape[2] >= LONG
     body = banded_attention if long else table_attention
     return body(q, k, v, table, mask, dropout)

@@ -1,11 +1,13 @@
 """Attention on a CPU, a few heads at a time: no L x L tensor outlives its block.
 
 Forward keeps q, k, v and one bit a probability for dropout. Backward computes the scores and probabilities of a block
-again, while they lie in the cache (as FlashAttention, arXiv 2205.14135, does on a GPU). Products take the model's dtype,
-so that bf16 has the processor's fast ones, and add up in fp32; softmax works in fp32 inside. Relative positions are in
-diagonals.py.
+again, while they lie in the cache (as FlashAttention, arXiv 2205.14135, does on a GPU). Products take the dtype of the
+model, so that bf16 has the processor's fast ones, and add up in fp32; softmax works in fp32 inside. Relative positions
+are in diagonals.py.
 
-FIGURES
+A step of four layers of base width at 4 x 512 peaks at 566 MiB in bf16 and 1,032 in fp32, where Hugging Face's takes
+1,503 and 2,275. One layer forward and backward, one core beside much other work: 194 ms in bf16 and 356 in fp32, where
+`table` takes 301 and 414. Below 400 tokens its calls cost more than they save (16 x 128: 79 and 146, for 58 and 94).
 
 B batch, N heads, L length, H head size, R rows of the table, G heads of a block.
 """
@@ -75,7 +77,11 @@ class _Banded(torch.autograd.Function):
         here = _positions(q, table, bias)
         keys, values, rooms = here.extended(), here.extended(), here.rooms(3)
         d_q, d_k, d_v = (_empty_like_rows(x) for x in (q, k, v))
-        d_rows = torch.zeros_like(here.rows, dtype=torch.float32) if ctx.needs_input_grad[3] else None
+        d_rows = (
+            torch.zeros_like(here.rows, dtype=torch.promote_types(q.dtype, torch.float32))
+            if ctx.needs_input_grad[3]
+            else None
+        )
         for number, at in enumerate(_blocks(q)):
             query, passed = _block(q, at), _block(gradients[0], at)
             square, probabilities, slopes = (room[: len(query)] for room in rooms)
@@ -89,7 +95,7 @@ class _Banded(torch.autograd.Function):
             # To drop the probabilities too, all of them must have been used once.
             if kept:
                 kept.drop_(worth)
-            torch._softmax_backward_data(worth, probabilities, -1, q.dtype, grad_input=slopes)
+            torch.ops.aten._softmax_backward_data.out(worth, probabilities, -1, q.dtype, grad_input=slopes)
             if kept:
                 kept.drop_(probabilities)
             d_v[at] = torch.bmm(probabilities.transpose(1, 2), passed).view_as(d_v[at])

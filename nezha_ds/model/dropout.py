@@ -94,7 +94,8 @@ class _Dropped(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return _scaled(gradients[0], Kept(*ctx.saved_tensors, ctx.scale)), None
+        (packed,) = ctx.saved_tensors
+        return _scaled(gradients[0], Kept(packed, ctx.scale)), None
 
 
 def _scaled(x: Tensor, kept: Kept) -> Tensor:
