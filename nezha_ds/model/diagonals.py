@@ -7,8 +7,8 @@ meet in one row: both are products with the table's rows. What remains is to bri
 that is a view: in a square of L columns, the same distance of the next query lies L + 1 further on.
 
 `Plain` has no positions. `Whole` gives every distance its column, 2L - 1 of them: for sequences not much longer than
-the clip K, or without a clip. `Band` has columns for some three K distances around the diagonal. The keys beyond are cut
-into S steps; a step that lies K or more away from a query gets its score from one more feature of the product of
+the clip K, or without a clip. `Band` has columns for some three K distances around the diagonal. The keys beyond are
+cut into S steps; a step that lies K or more away from a query gets its score from one more feature of the product of
 queries and keys, which is 1 for the keys of the step, and the sums over a step come with the product of square and
 values. So nothing but the band is passed over. Its view shows, beyond the ends of a row, numbers of the next and the
 last one: they are masked by their bits, and squares have a margin before the first row and after the last.
