@@ -90,12 +90,15 @@ def auto_attention(q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, mask: 
 
 
 def _fastest_on_cpu(q: Tensor, table: Tensor | None, dropout: Dropout) -> Body:
-    if table is None:
-        # torch's flash kernel for CPUs has no dropout, and its own dropout there takes longer than the products.
-        return table_attention if dropout.active_rate else sdpa_attention
-    # Not asked while the length is a symbol of an exported graph, which would hold for the shorter ones only.
-    long = not torch.compiler.is_exporting() and q.shape[2] >= LONG
-    return banded_attention if long and q.dtype == torch.float32 else table_attention
+    if table is None and not dropout.active_rate:
+        return sdpa_attention  # torch's flash kernel for CPUs, which has no dropout
+    return _by_length(q)
+
+
+def _by_length(q: Tensor) -> Body:
+    # `banded` asks for numbers on the host, where a compiled graph would break, and in an exported one the length is a
+    # symbol: a choice by it would hold for the shorter ones only.
+    return banded_attention if not torch.compiler.is_compiling() and q.shape[2] >= LONG else table_attention
 
 
 def _fastest_on_gpu(q: Tensor, table: Tensor | None, dropout: Dropout) -> Body:
@@ -108,6 +111,12 @@ def _fastest_on_gpu(q: Tensor, table: Tensor | None, dropout: Dropout) -> Body:
 @torch.compiler.assume_constant_result
 def _gpu_runs_triton() -> bool:
     return HAS_TRITON and torch.cuda.get_device_capability() >= LEAST_CAPABILITY
+
+
+def learned_attention(q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, mask: Tensor, dropout: Dropout) -> Tensor:
+    """The fastest body that gives a learned table its gradient and needs no sinusoids in it."""
+    body = _by_length(q) if q.device.type == "cpu" else table_attention
+    return body(q, k, v, table, mask, dropout)
 
 
 BODIES: dict[str, Body] = {
@@ -127,7 +136,7 @@ def attention_body(config: NezhaConfig) -> Body:
     if (reason := REFUSALS.get(name, _accept)(config)) is not None:
         raise ConfigError(f"attention = {name!r} {reason}; take attention = 'auto'")
     if name == "auto" and config.positions == "learned-relative":
-        return table_attention  # which alone gives the table a gradient without the cube
+        return learned_attention
     return BODIES[name]
 
 
@@ -142,7 +151,9 @@ def _refuse_sdpa(config: NezhaConfig) -> str | None:
             f"needs a position for every distance, and max_position_embeddings = {longest} is more than "
             f"max_relative_position + 1 = {clip + 1}, beyond which distances look alike"
         )
-    return _refuse_learned(config)
+    if config.positions == "learned-relative":
+        return "needs positions that are sinusoids or absolute, not 'learned-relative'"
+    return None
 
 
 def _refuse_triton(config: NezhaConfig) -> str | None:
@@ -155,13 +166,5 @@ def _refuse_triton(config: NezhaConfig) -> str | None:
     return clipped.refusal(config.head_size, config.max_relative_position)
 
 
-def _refuse_learned(config: NezhaConfig) -> str | None:
-    return "gives no gradient to learned positions" if config.positions == "learned-relative" else None
-
-
-REFUSALS: dict[str, Callable[[NezhaConfig], str | None]] = {
-    "sdpa": _refuse_sdpa,
-    "triton": _refuse_triton,
-    "banded": _refuse_learned,
-}
+REFUSALS: dict[str, Callable[[NezhaConfig], str | None]] = {"sdpa": _refuse_sdpa, "triton": _refuse_triton}
 """Why a body cannot compute a model, or None; those not named compute all."""

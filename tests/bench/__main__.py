@@ -14,14 +14,16 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench.harness import REPOSITORY, Result, Side, SideError, compare, markdown, take_turns
+from tests.bench.harness import REPOSITORY, Result, Side, SideError, compare, markdown, share, take_turns
 from tests.bench.rows import ROWS, Row
 
 FOLDER = REPOSITORY / "build" / "bench"
@@ -83,19 +85,26 @@ def _measure(row: Row, runs: int) -> Iterator[Result]:
     options = folder | dict(row.options)
     their_options = options if row.their_options is None else folder | dict(row.their_options)
     python = OURS if row.beside_ourselves else RIVALS
-    with (
-        Side(OURS, f"tests.bench.{row.ours}", options, row.threads, FOLDER / f"{row.name}.ours.log") as ours,
-        Side(python, f"tests.bench.{row.theirs}", their_options, row.threads, FOLDER / f"{row.name}.log") as theirs,
-    ):
-        ours.wait()
-        theirs.wait()
-        mine, other = take_turns(ours, theirs, runs)
+    with ExitStack() as stack:
+
+        def open_side(python: Path, module: str, options: Mapping[str, Any], log: str) -> Side:
+            side = Side(python, f"tests.bench.{module}", dict(options), row.threads, FOLDER / f"{row.name}{log}.log")
+            return stack.enter_context(side)
+
+        sides = [open_side(OURS, row.ours, options, ".ours"), open_side(python, row.theirs, their_options, "")]
+        if row.share:
+            sides.append(open_side(OURS, "ours.product", {"dtype": row.share.dtype}, ".product"))
+        for side in sides:
+            side.wait()
+        mine, other, *yardstick = take_turns(*sides, runs=runs)
     speeds = [[one.speed * row.scale for one in side] for side in (mine, other)]
     yield compare(row.name, row.unit, row.rival, *speeds, note=row.note)
     if row.memory:
         memory = [[one.memory for one in side] for side in (mine, other)]
         note = "most memory during those steps: weights, gradients, activations, buffers; not the imported libraries"
         yield compare(row.memory, "MiB", row.rival, *memory, note=note, smaller=True)
+    if row.share:
+        yield share(row.share.name, row.rival, row.share.flops, mine, other, yardstick[0])
 
 
 def _print(results: Iterable[Result], console: Console) -> None:

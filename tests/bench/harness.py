@@ -110,13 +110,10 @@ def environment(threads: int) -> dict[str, str]:
     return os.environ | dict.fromkeys(names, str(threads)) | {"TOKENIZERS_PARALLELISM": "false"}
 
 
-def take_turns(ours: Side, theirs: Side, runs: int) -> tuple[list[Reading], list[Reading]]:
-    """One run each that does not count, then ours, theirs, ours, theirs …"""
-    readings: tuple[list[Reading], list[Reading]] = ([], [])
-    for _ in range(runs + 1):
-        for side, own in zip((ours, theirs), readings, strict=True):
-            own.append(side.run())
-    return readings[0][1:], readings[1][1:]
+def take_turns(*sides: Side, runs: int) -> list[list[Reading]]:
+    """One run each that does not count, then ours, theirs, ours, theirs …; the readings of each side."""
+    turns = [[side.run() for side in sides] for _ in range(runs + 1)]
+    return [list(readings) for readings in zip(*turns[1:], strict=True)]
 
 
 def markdown(results: Sequence[Result]) -> str:
@@ -150,3 +147,16 @@ def compare(
         theirs_range=(min(theirs), max(theirs)),
         note=note,
     )
+
+
+def share(
+    name: str, rival: str, flops: int, ours: Sequence[Reading], theirs: Sequence[Reading], products: Sequence[Reading]
+) -> Result:
+    """Percent of the speed of a matrix product, of the median of its runs, that FLOPs of both sides' units reach."""
+    fastest = median(one.speed for one in products)
+    percents = [[100 * flops * one.speed / fastest for one in side] for side in (ours, theirs)]
+    note = (
+        f"{flops / 1e9:.1f} GFLOP a sample, which the step's matrix products need (nezha_ds/model/flops.py), by the "
+        f"time of the row above; torch.mm of squares of the same dtype made {fastest / 1e9:,.0f} GFLOP/s in this run"
+    )
+    return compare(name, "% of torch.mm", rival, *percents, note=note)

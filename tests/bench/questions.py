@@ -9,7 +9,7 @@ VOCABULARY = 21128
 
 
 class RandomBatch(NamedTuple):
-    """B full samples of length L with P predictions each, 15% of the places."""
+    """B full samples of length L with P predictions each."""
 
     ids: Tensor
     """(B, L)"""
@@ -23,10 +23,15 @@ class RandomBatch(NamedTuple):
     """(B,): 0 or 1."""
 
 
+def predictions(length: int) -> int:
+    """P: 15% of the places."""
+    return round(0.15 * length)
+
+
 def random_batch(batch: int, length: int) -> RandomBatch:
     """Speed and memory do not depend on what the ids are."""
     generator = torch.Generator().manual_seed(1)
-    places = torch.rand(batch, length, generator=generator).argsort(dim=1)[:, : round(0.15 * length)]
+    places = torch.rand(batch, length, generator=generator).argsort(dim=1)[:, : predictions(length)]
     return RandomBatch(
         ids=torch.randint(1000, VOCABULARY, (batch, length), generator=generator),
         types=(torch.arange(length) >= length // 2).long().repeat(batch, 1),

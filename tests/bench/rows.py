@@ -5,7 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nezha_ds.model.config import preset
+from nezha_ds.model.flops import step_flops
 from tests.bench import material
+from tests.bench.questions import predictions
 
 PLACES = 1 << 17
 """Places (B x L) of a batch where reading is measured; both sides get the same."""
@@ -13,6 +16,17 @@ MICRO_BATCH = 32
 LAYERS = 4
 SIZES = {128: 16, 512: 4}
 """Samples of a step's batch, by length."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """How much of the time goes into arithmetic that is needed: FLOPs of the step a second by those of a product."""
+
+    name: str
+    flops: int
+    """Of one unit of the row, by nezha_ds/model/flops.py: for both sides the same, whatever they compute in vain."""
+    dtype: str
+    """Of the product."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +48,8 @@ class Row:
     """What must be made first, in order. Where there is any, both sides also get its `folder`."""
     memory: str = ""
     """The name of the row for the memory that the same runs take, if it is wanted."""
+    share: Share | None = None
+    """The row for the share of the machine's matrix-product speed that both sides reach, if it is wanted."""
     beside_ourselves: bool = False
     """Whether the other side runs in our own environment."""
     quick: bool = True
@@ -176,6 +192,12 @@ def _loader_variants() -> list[Row]:
     ]
 
 
+def _step_flops(length: int) -> int:
+    """Of one sample, with P predictions on 15% of its places."""
+    config = preset("base", num_hidden_layers=LAYERS)
+    return step_flops(config, config.vocab_size, length, predictions(length), nsp=True)
+
+
 def _step() -> list[Row]:
     return [
         Row(
@@ -189,6 +211,7 @@ def _step() -> list[Row]:
             options={"layers": LAYERS, "batch": batch, "length": length, "dtype": dtype},
             threads=2,
             memory=f"step-memory-{length}-{short}",
+            share=Share(f"step-share-{length}-{short}", _step_flops(length), dtype),
         )
         for length, batch in SIZES.items()
         for short, dtype in {"fp32": "float32", "bf16": "bfloat16"}.items()

@@ -7,7 +7,7 @@ from typing import cast
 
 import pytest
 
-from tests.bench.harness import REPOSITORY, Reading, Side, SideError, compare, markdown, take_turns
+from tests.bench.harness import REPOSITORY, Reading, Side, SideError, compare, markdown, share, take_turns
 from tests.bench.rows import ROWS
 
 
@@ -69,6 +69,14 @@ def test_a_ratio_above_one_means_that_we_are_ahead() -> None:
     assert faster.ours_range == (9, 30)
 
 
+def test_a_share_is_the_needed_arithmetic_by_the_median_product() -> None:
+    ours, theirs = ([Reading(amount=8, seconds=seconds, memory=0) for seconds in side] for side in ((2, 4), (8, 8)))
+    products = [Reading(amount=speed, seconds=1, memory=0) for speed in (90, 100, 500)]
+    one = share("step-share", "rival", 20, ours, theirs, products)
+    assert one.ours_range == (40, 80)
+    assert (one.ours, one.theirs, one.ratio) == (60, 20, 3)
+
+
 def test_the_table_for_the_docs_reads_as_numbers_are_written_there() -> None:
     rows = [compare("a", "u", "them", [16.559], [0.2365], ""), compare("b", "u", "them", [1308.9], [999.4], "")]
     assert markdown(rows).splitlines()[2:] == [
@@ -78,7 +86,7 @@ def test_the_table_for_the_docs_reads_as_numbers_are_written_there() -> None:
 
 
 def test_every_row_has_a_known_name_and_two_sides() -> None:
-    names = [name for row in ROWS for name in (row.name, row.memory) if name]
+    names = [name for row in ROWS for name in (row.name, row.memory, row.share and row.share.name) if name]
     assert len(set(names)) == len(names)
     kinds = ("prepare", "read", "mask", "loader", "step", "lamb", "scrape")
     assert {next(kind for kind in kinds if name.startswith(kind)) for name in names} == set(kinds)

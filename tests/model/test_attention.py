@@ -3,9 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nezha_ds.model import banded
 from nezha_ds.model.attention import BODIES, reference_attention, table_attention
-from nezha_ds.model.dropout import dropout
 from tests.model.attention import KEEP, forward_and_backward, in_float64, inputs
 
 
@@ -74,38 +72,3 @@ def test_padding_keys_have_no_say(body):
     other_k, other_v = k.clone(), v.clone()
     other_k[1, :, 12:], other_v[1, :, 12:] = 5.0, -7.0
     assert torch.equal(BODIES[body](q, k, v, table, mask, KEEP), BODIES[body](q, other_k, other_v, table, mask, KEEP))
-
-
-@pytest.mark.parametrize("length", [5, 8, 9, 40])
-def test_banded_gradients_are_those_of_its_forward_with_dropout_too(length):
-    q, k, v, table, mask = in_float64(inputs([length, length // 2 + 1], heads=2, size=4, clip=8))
-
-    def seeded(q, k, v):
-        torch.manual_seed(3)
-        return BODIES["banded"](q, k, v, table, mask, lambda ones: dropout(ones, 0.3))
-
-    assert torch.autograd.gradcheck(seeded, (q, k, v))
-
-
-def test_banded_drops_what_the_reference_drops():
-    arguments = inputs([50, 20], clip=8)
-    kept = (torch.rand(6, 50, 50, generator=torch.Generator().manual_seed(1)) > 0.3) / 0.7
-    blocks = iter(kept.split(max(1, banded.BLOCK // 2500)))
-    ours = forward_and_backward(BODIES["banded"], arguments, lambda ones: ones * next(blocks))
-    expected = forward_and_backward(reference_attention, arguments, lambda p: p * kept.unflatten(0, (2, 3)))
-    for one, other in zip(ours, expected, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
-
-
-def test_banded_keeps_no_square_for_backward():
-    """Bytes that autograd holds between forward and backward, without dropout: linear in the length."""
-
-    def held(length):
-        sizes = {}
-        with torch.autograd.graph.saved_tensors_hooks(
-            lambda x: sizes.setdefault(x.untyped_storage().data_ptr(), x.untyped_storage().nbytes()) and x, lambda x: x
-        ):
-            BODIES["banded"](*inputs([length], size=16), KEEP)
-        return sum(sizes.values())
-
-    assert held(800) <= 2.1 * held(400)
