@@ -13,6 +13,7 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForMaskedLM,
+    AutoModelForMultipleChoice,
     AutoModelForNextSentencePrediction,
     AutoModelForPreTraining,
     AutoModelForQuestionAnswering,
@@ -23,6 +24,7 @@ from transformers import (
 from nezha_ds.hf.encoder import NezhaConfig, NezhaModel
 from nezha_ds.hf.tasks import (
     NezhaForMaskedLM,
+    NezhaForMultipleChoice,
     NezhaForNextSentencePrediction,
     NezhaForPreTraining,
     NezhaForQuestionAnswering,
@@ -33,6 +35,7 @@ from nezha_ds.hf.tasks import (
 __all__ = [
     "NezhaConfig",
     "NezhaForMaskedLM",
+    "NezhaForMultipleChoice",
     "NezhaForNextSentencePrediction",
     "NezhaForPreTraining",
     "NezhaForQuestionAnswering",
@@ -48,6 +51,7 @@ _MODELS = {
     AutoModelForNextSentencePrediction: NezhaForNextSentencePrediction,
     AutoModelForSequenceClassification: NezhaForSequenceClassification,
     AutoModelForTokenClassification: NezhaForTokenClassification,
+    AutoModelForMultipleChoice: NezhaForMultipleChoice,
     AutoModelForQuestionAnswering: NezhaForQuestionAnswering,
 }
 

@@ -81,9 +81,10 @@ class NezhaSelfAttention(nn.Module):
 
         def dropout(probabilities: Tensor) -> Tensor:
             dropped = F.dropout(probabilities, self.config.attention_probs_dropout_prob, self.training)
-            if want:
-                kept.append(dropped.flip(3))  # the body has the keys in reverse
-            return dropped
+            if not want:
+                return dropped
+            kept.append(dropped.flip(3))  # the body has the keys in reverse
+            return kept[0].flip(3)  # so that gradients pass through what is handed out
 
         mixed = table_attention(query * query.shape[3] ** -0.5, key, value, table, mask, dropout)
         # (B, N, L, H) -> (B, L, N, H) -> (B, L, D)

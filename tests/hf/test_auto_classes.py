@@ -7,6 +7,7 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForMaskedLM,
+    AutoModelForMultipleChoice,
     AutoModelForNextSentencePrediction,
     AutoModelForPreTraining,
     AutoModelForQuestionAnswering,
@@ -33,6 +34,7 @@ LOADS = [
     (AutoModelForNextSentencePrediction, set()),
     (AutoModelForSequenceClassification, {"classifier.weight", "classifier.bias"}),
     (AutoModelForTokenClassification, {"classifier.weight", "classifier.bias"}),
+    (AutoModelForMultipleChoice, {"classifier.weight", "classifier.bias"}),
     (AutoModelForQuestionAnswering, {"qa_outputs.weight", "qa_outputs.bias"}),
 ]
 
@@ -175,6 +177,26 @@ def test_trainer_fine_tunes_it(folder, tmp_path, checkpointing):
     with torch.no_grad():
         right = [tuned(**tokenizer(text, return_tensors="pt")).logits.argmax().item() for text in texts]
     assert sum(one == number % 2 for number, one in enumerate(right)) >= 60
+
+
+def test_of_several_choices_each_is_judged_as_if_alone(folder):
+    opened = AutoModelForMultipleChoice.from_pretrained(folder).eval()
+    ids = torch.tensor([[[2, 9, 3], [2, 11, 3]], [[2, 9, 12], [2, 40, 3]]])
+    found = opened(ids, attention_mask=(ids != 12).long(), labels=torch.tensor([1, 0]))
+    assert found.logits.shape == (2, 2)
+    alone = opened(ids[1:, :1], attention_mask=(ids != 12)[1:, :1].long())
+    torch.testing.assert_close(alone.logits[0, 0], found.logits[1, 0])
+    torch.testing.assert_close(found.loss, -found.logits.log_softmax(1)[[0, 1], [1, 0]].mean())
+    found.loss.backward()
+    words = opened.get_input_embeddings()(ids)
+    torch.testing.assert_close(opened(inputs_embeds=words, attention_mask=(ids != 12).long()).logits, found.logits)
+
+
+def test_probabilities_that_are_handed_out_are_those_in_the_graph(folder):
+    opened = AutoModel.from_pretrained(folder).eval()
+    found = opened(torch.tensor([[2, 9, 3]]), output_attentions=True)
+    (slope,) = torch.autograd.grad(found.last_hidden_state.square().sum(), found.attentions[0])
+    assert slope.abs().sum() > 0
 
 
 def test_it_says_what_it_exports():
