@@ -34,6 +34,7 @@ from nezha_ds.model.hf import (
     save_folder,
     state_dict_to_hf,
 )
+from nezha_ds.model.sound import refuse_other_sizes, refuse_unsound
 from nezha_ds.model.weights import read_weights
 from nezha_ds.text.tokenizer import tokenizer_files
 from nezha_ds.text.vocab import Vocabulary, load_vocabulary
@@ -105,12 +106,15 @@ def read_foreign(folder: Path, activation: str | None = None) -> Foreign:
     if is_tensorflow and not activation and values.get("hidden_act", "gelu") == "gelu":
         activation = "gelu_tanh"
         told.append("GELU by tanh: TensorFlow's code computes it so")
-    _refuse_unsound(tensors)
+    config = _config_of(values, activation, origin)
+    kept = {name: tensor for name, tensor in tensors.items() if name not in dropped}
+    refuse_other_sizes(config, kept, origin, but=frozenset({"vocab_size"}))
+    refuse_unsound(kept, folder)
     lowercase = _read_json(folder / "tokenizer_config.json", {}).get("do_lower_case", True)
     path = folder / VOCABULARY
     return Foreign(
-        config=_config_of(values, activation, origin),
-        tensors={name: tensor.float() for name, tensor in tensors.items() if name not in dropped},
+        config=config,
+        tensors={name: tensor.float() for name, tensor in kept.items()},
         vocabulary=load_vocabulary(path) if path.exists() else None,
         lowercase=lowercase is not False,
         told=tuple(told),
@@ -129,7 +133,7 @@ def _read_json(path: Path, default: dict[str, Any] | None) -> dict[str, Any]:
         return default
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}); copy it again") from None
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} is no JSON object; copy it again")
@@ -148,13 +152,6 @@ def _with_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A bare encoder's names under the prefix that they have in a whole model."""
     bare = re.compile(r"^(embeddings|encoder|pooler)\.")
     return {f"nezha.{name}" if bare.match(name) else name: tensor for name, tensor in tensors.items()}
-
-
-def _refuse_unsound(tensors: Mapping[str, Tensor]) -> None:
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            bad = int((~torch.isfinite(tensor)).sum())
-            raise CheckpointError(f"{name} has {bad:,} numbers that are NaN or infinite; take an earlier checkpoint")
 
 
 # ------------------------------------------------------------------------------------------------------- the vocabulary

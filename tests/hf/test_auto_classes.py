@@ -20,6 +20,7 @@ from transformers import (
 )
 
 import nezha_ds.hf
+from nezha_ds.errors import CheckpointError
 from nezha_ds.model.fill_mask import fill_mask
 from nezha_ds.model.hf import load_folder, state_dict_to_hf
 from nezha_ds.model.relative import relative_rows
@@ -197,6 +198,38 @@ def test_probabilities_that_are_handed_out_are_those_in_the_graph(folder):
     found = opened(torch.tensor([[2, 9, 3]]), output_attentions=True)
     (slope,) = torch.autograd.grad(found.last_hidden_state.square().sum(), found.attentions[0])
     assert slope.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"input_ids": torch.tensor([[2, 71, 3]])}, "from 2 to 71, outside a vocabulary of 71; use the tokenizer"),
+        ({"input_ids": torch.tensor([[2, -1, 3]])}, "from -1 to 3, outside"),
+        ({"input_ids": torch.tensor([[2.0, 9.0]])}, r"input_ids are torch\.float32, not whole numbers"),
+        ({"input_ids": torch.tensor([[2, 9]]), "position_ids": torch.tensor([[1, 0]])}, "takes no position_ids"),
+        ({"input_ids": torch.tensor([[2, 9]]), "head_mask": torch.zeros(4)}, "takes no head_mask"),
+    ],
+    ids=["above", "below", "floats", "positions", "heads"],
+)
+def test_what_it_cannot_take_is_named(folder, arguments, message):
+    with pytest.raises((ValueError, IndexError), match=message):
+        AutoModelForMaskedLM.from_pretrained(folder)(**arguments)
+
+
+def test_it_is_no_decoder(folder):
+    config = AutoConfig.from_pretrained(folder)
+    config.is_decoder = True
+    with pytest.raises(ValueError, match="NEZHA is an encoder"):
+        AutoModel.from_config(config)
+
+
+def test_weights_that_are_no_numbers_are_named(folder, tmp_path):
+    model = AutoModelForMaskedLM.from_pretrained(folder)
+    with torch.no_grad():
+        model.nezha.encoder.layer[1].output.dense.bias[:2] = float("inf")
+    model.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"layer\.1\.output\.dense\.bias has 2 numbers that are NaN or infinite"):
+        AutoModelForMaskedLM.from_pretrained(tmp_path)
 
 
 def test_it_says_what_it_exports():
