@@ -37,7 +37,7 @@ class ObjectiveSettings(Settings):
     @property
     def weights(self) -> dict[str, float]:
         """The objectives that are computed, with their weights."""
-        return {name: weight for name, weight in self.model_dump().items() if weight}
+        return {name: weight for name in _OBJECTIVES if (weight := getattr(self, name))}
 
 
 @dataclass(frozen=True, slots=True)

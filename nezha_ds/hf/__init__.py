@@ -6,10 +6,13 @@
     pipeline("fill-mask", "build/demo/model")("话说天下大[MASK]")
     AutoModelForSequenceClassification.from_pretrained("build/demo/model", num_labels=3)
 
-Folders go to and fro between this, transformers 4.x and `nezha-ds export` without a key lost. Needs `nezha-ds[hf]`.
+Folders go to and fro between this, transformers 4.x and `nezha-ds export` without a key lost. A model that no version 4
+can compute, with other positions or Pre-LN, is of the type `nezha_ds`; one with BERT's positions is a BERT and needs
+nothing from here. Needs `nezha-ds[hf]`.
 """
 
 from transformers import (
+    CONFIG_MAPPING,
     AutoConfig,
     AutoModel,
     AutoModelForMaskedLM,
@@ -31,6 +34,7 @@ from nezha_ds.hf.tasks import (
     NezhaForSequenceClassification,
     NezhaForTokenClassification,
 )
+from nezha_ds.model.hf import VARIANT
 
 __all__ = [
     "NezhaConfig",
@@ -56,5 +60,6 @@ _MODELS = {
 }
 
 AutoConfig.register("nezha", NezhaConfig)
+CONFIG_MAPPING.register(VARIANT, NezhaConfig)  # AutoConfig would want another class for another name
 for auto, model in _MODELS.items():
     auto.register(NezhaConfig, model)

@@ -1,9 +1,11 @@
 """The encoder for transformers: its modules carry Hugging Face's names, its attention is `model.attention`'s.
 
+Positions and LayerNorms are as `model.config` has them: NEZHA's own by default.
+
 B batch, L length, D hidden, N heads, H head size, R rows of the table.
 """
 
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +20,8 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from nezha_ds.model.attention import table_attention
-from nezha_ds.model.relative import relative_table
+from nezha_ds.model.hf import RELEASED, VARIANT
+from nezha_ds.model.positions import KINDS, PositionKind, Positions, check_length
 from nezha_ds.model.sound import refuse_unsound
 
 _OF_OTHERS = ("head_mask", "encoder_hidden_states", "encoder_attention_mask", "past_key_values", "position_ids")
@@ -41,6 +44,8 @@ class NezhaConfig(PreTrainedConfig):
     attention_probs_dropout_prob: float | int = 0.1
     max_position_embeddings: int = 512
     max_relative_position: int = 64
+    positions: PositionKind = "functional-relative"
+    norm: Literal["post", "pre"] = "post"
     type_vocab_size: int = 2
     initializer_range: float = 0.02
     layer_norm_eps: float = 1e-12
@@ -51,20 +56,29 @@ class NezhaConfig(PreTrainedConfig):
     use_cache: bool = False
     tie_word_embeddings: bool = True
 
+    def to_dict(self) -> dict[str, Any]:
+        """What config.json says; a model that version 4's NEZHA would misread has another type."""
+        kind = "nezha" if (self.positions, self.norm) == RELEASED else VARIANT
+        return super().to_dict() | {"model_type": kind}
+
 
 class NezhaEmbeddings(nn.Module):
-    """Words and segments, normalised; no positions."""
+    """Words and segments, and positions where they are absolute, normalised."""
 
     def __init__(self, config: NezhaConfig) -> None:
         super().__init__()
         self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.position_embeddings = None if KINDS[config.positions].relative else Positions(config)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, words: Tensor, token_type_ids: Tensor) -> Tensor:
         """(B, L, D), (B, L) -> (B, L, D)."""
-        return self.dropout(self.LayerNorm(words + self.token_type_embeddings(token_type_ids)))
+        summed = words + self.token_type_embeddings(token_type_ids)
+        if self.position_embeddings is not None:
+            summed = summed + self.position_embeddings.weight[: words.shape[1]].to(words.dtype)
+        return self.dropout(self.LayerNorm(summed))
 
 
 class NezhaSelfAttention(nn.Module):
@@ -78,8 +92,8 @@ class NezhaSelfAttention(nn.Module):
         self.key = nn.Linear(config.hidden_size, config.hidden_size)
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, hidden: Tensor, table: Tensor, mask: Tensor, want: bool) -> tuple[Tensor, Tensor | None]:
-        """(B, L, D), (R, H), (B, 1, 1, L) -> (B, L, D), and (B, N, L, L) probabilities where they are wanted."""
+    def forward(self, hidden: Tensor, table: Tensor | None, mask: Tensor, want: bool) -> tuple[Tensor, Tensor | None]:
+        """(B, L, D), (R, H) or None, (B, 1, 1, L) -> (B, L, D), and (B, N, L, L) probabilities where wanted."""
         query, key, value = (self._split(part(hidden)) for part in (self.query, self.key, self.value))
         kept: list[Tensor] = []
 
@@ -87,7 +101,10 @@ class NezhaSelfAttention(nn.Module):
             dropped = F.dropout(probabilities, self.config.attention_probs_dropout_prob, self.training)
             if not want:
                 return dropped
-            kept.append(dropped.flip(3))  # the body has the keys in reverse
+            if table is None:
+                kept.append(dropped)
+                return dropped
+            kept.append(dropped.flip(3))  # with a table the keys come in reverse
             return kept[0].flip(3)  # so that gradients pass through what is handed out
 
         mixed = table_attention(query * query.shape[3] ** -0.5, key, value, table, mask, dropout)
@@ -100,17 +117,23 @@ class NezhaSelfAttention(nn.Module):
 
 
 class NezhaOutput(nn.Module):
-    """A projection back to D, added to what it began from, and normalised."""
+    """A projection back to D, added to what it began from, and normalised there or before the sublayer."""
 
     def __init__(self, config: NezhaConfig, width: int) -> None:
         super().__init__()
+        self.norm_first = config.norm == "pre"
         self.dense = nn.Linear(width, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
+    def before(self, hidden: Tensor) -> Tensor:
+        """What goes into the sublayer."""
+        return self.LayerNorm(hidden) if self.norm_first else hidden
+
     def forward(self, changed: Tensor, hidden: Tensor) -> Tensor:
         """(B, L, width), (B, L, D) -> (B, L, D)."""
-        return self.LayerNorm(hidden + self.dropout(self.dense(changed)))
+        summed = hidden + self.dropout(self.dense(changed))
+        return summed if self.norm_first else self.LayerNorm(summed)
 
 
 class NezhaDense(nn.Module):
@@ -134,13 +157,13 @@ class NezhaAttention(nn.Module):
         self.self = NezhaSelfAttention(config)
         self.output = NezhaOutput(config, config.hidden_size)
 
-    def forward(self, hidden: Tensor, table: Tensor, mask: Tensor, want: bool) -> Tensor:
+    def forward(self, hidden: Tensor, table: Tensor | None, mask: Tensor, want: bool) -> Tensor:
         """(B, L, D) -> (B, L, D)."""
-        return self.output(self.self(hidden, table, mask, want)[0], hidden)
+        return self.output(self.self(self.output.before(hidden), table, mask, want)[0], hidden)
 
 
 class NezhaLayer(GradientCheckpointingLayer):
-    """A post-LayerNorm block."""
+    """A block."""
 
     def __init__(self, config: NezhaConfig) -> None:
         super().__init__()
@@ -148,34 +171,28 @@ class NezhaLayer(GradientCheckpointingLayer):
         self.intermediate = NezhaDense(config, config.intermediate_size)
         self.output = NezhaOutput(config, config.intermediate_size)
 
-    def forward(self, hidden: Tensor, table: Tensor, mask: Tensor, want: bool) -> Tensor:
-        """(B, L, D), (R, H), (B, 1, 1, L) -> (B, L, D)."""
+    def forward(self, hidden: Tensor, table: Tensor | None, mask: Tensor, want: bool) -> Tensor:
+        """(B, L, D), (R, H) or None, (B, 1, 1, L) -> (B, L, D)."""
         hidden = self.attention(hidden, table, mask, want)
-        return self.output(self.intermediate(hidden), hidden)
+        return self.output(self.intermediate(self.output.before(hidden)), hidden)
 
 
 class NezhaEncoder(nn.Module):
     """The blocks, and the table that they share."""
 
-    table: Tensor
-
     def __init__(self, config: NezhaConfig) -> None:
         super().__init__()
-        self.config = config
         self.layer = nn.ModuleList([NezhaLayer(config) for _ in range(config.num_hidden_layers)])
-        self.register_buffer("table", self.fresh_table(), persistent=False)
-
-    def fresh_table(self) -> Tensor:
-        """(R, H)."""
-        size = self.config.hidden_size // self.config.num_attention_heads
-        return relative_table(self.config.max_relative_position, size)
+        self.relative_positions = Positions(config) if KINDS[config.positions].relative else None
+        is_first = config.norm == "pre"
+        self.FinalLayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if is_first else None
 
     def forward(self, hidden: Tensor, mask: Tensor, want: bool) -> Tensor:
         """(B, L, D), (B, 1, 1, L) -> (B, L, D)."""
-        table = self.table.to(hidden.dtype)
+        table = None if self.relative_positions is None else self.relative_positions.weight.to(hidden.dtype)
         for layer in self.layer:
             hidden = layer(hidden, table, mask, want)
-        return hidden
+        return hidden if self.FinalLayerNorm is None else self.FinalLayerNorm(hidden)
 
 
 class NezhaPooler(nn.Module):
@@ -214,8 +231,12 @@ class NezhaPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, NezhaEncoder):  # no file has the table
-            init.copy_(module.table, module.fresh_table())
+        if isinstance(module, Positions):
+            config = cast(NezhaConfig, self.config)
+            if module.is_learned:
+                init.normal_(module.weight, std=config.initializer_range)
+            else:  # no file has computed ones
+                init.copy_(module.weight, KINDS[config.positions].rows(config))
 
 
 class NezhaModel(NezhaPreTrainedModel):
@@ -267,6 +288,7 @@ class NezhaModel(NezhaPreTrainedModel):
             raise ValueError(f"NEZHA's encoder takes no {', '.join(refused)}")
         words = self._words(input_ids) if input_ids is not None else cast(Tensor, inputs_embeds)
         shape, device = words.shape[:2], words.device
+        check_length(cast(NezhaConfig, self.config), words.shape[1])
         if token_type_ids is None:
             token_type_ids = torch.zeros(shape, dtype=torch.long, device=device)
         if attention_mask is None:

@@ -26,20 +26,27 @@ from torch import Tensor
 from nezha_ds.model.banded import banded_attention
 from nezha_ds.model.relative import relative_rows, reversed_cube
 
-Body = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Callable[[Tensor], Tensor]], Tensor]
+Body = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor, Callable[[Tensor], Tensor]], Tensor]
 
 LONG = 400
 """Tokens from which blocks of a few heads are worth their calls."""
 
 
+def plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: Callable[[Tensor], Tensor]) -> Tensor:
+    """Without relative positions."""
+    return dropout((q @ k.transpose(2, 3) + mask).softmax(dim=-1)) @ v
+
+
 def reference_attention(
-    q: Tensor, k: Tensor, v: Tensor, table: Tensor, mask: Tensor, dropout: Callable[[Tensor], Tensor]
+    q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, mask: Tensor, dropout: Callable[[Tensor], Tensor]
 ) -> Tensor:
     """The equations as they stand.
 
-    q (divided by sqrt(H)), k, v: (B, N, L, H); table: (R, H); mask: (B, 1, 1, L), added to the scores; all of one
-    dtype. `dropout` maps (B, N, L, L) probabilities. Returns (B, N, L, H).
+    q (divided by sqrt(H)), k, v: (B, N, L, H); table: (R, H), or None where positions are absolute; mask: (B, 1, 1, L),
+    added to the scores; all of one dtype. `dropout` maps (B, N, L, L) probabilities. Returns (B, N, L, H).
     """
+    if table is None:
+        return plain_attention(q, k, v, mask, dropout)
     cube = table[relative_rows(q.shape[2], table.shape[0] // 2, q.device)]
     scores = q @ k.transpose(2, 3) + torch.einsum("bnih,ijh->bnij", q, cube) + mask
     probabilities = dropout(scores.softmax(dim=-1))
@@ -47,9 +54,11 @@ def reference_attention(
 
 
 def table_attention(
-    q: Tensor, k: Tensor, v: Tensor, table: Tensor, mask: Tensor, dropout: Callable[[Tensor], Tensor]
+    q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, mask: Tensor, dropout: Callable[[Tensor], Tensor]
 ) -> Tensor:
     """The same without a cube; arguments as in `reference_attention`, but `dropout` sees the keys in reverse."""
+    if table is None:
+        return plain_attention(q, k, v, mask, dropout)
     batch, heads, length, _ = q.shape
     cube = reversed_cube(table, length)
     # (B, N, L, H) -> (B·N, L, H); keys, values and mask reversed along L.
@@ -65,17 +74,27 @@ def table_attention(
 
 
 def auto_attention(
-    q: Tensor, k: Tensor, v: Tensor, table: Tensor, mask: Tensor, dropout: Callable[[Tensor], Tensor]
+    q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, mask: Tensor, dropout: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """The fastest body: `banded` for long sequences in fp32 on a CPU, else `table`."""
+    """The fastest body: `banded` for long sequences in fp32 on a CPU, else `table`, which alone trains a table."""
     long = q.device.type == "cpu" and q.dtype == torch.float32 and q.shape[2] >= LONG
-    body = banded_attention if long else table_attention
-    return body(q, k, v, table, mask, dropout)
+    # `banded` asks for a number on the host, where a compiled graph would break.
+    if long and not torch.compiler.is_compiling() and table is not None and not table.requires_grad:
+        return banded_attention(q, k, v, table, mask, dropout)
+    return table_attention(q, k, v, table, mask, dropout)
+
+
+def _banded(
+    q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, mask: Tensor, dropout: Callable[[Tensor], Tensor]
+) -> Tensor:
+    if table is None:
+        return plain_attention(q, k, v, mask, dropout)
+    return banded_attention(q, k, v, table, mask, dropout)
 
 
 BODIES: dict[str, Body] = {
     "auto": auto_attention,
-    "banded": banded_attention,
+    "banded": _banded,
     "table": table_attention,
     "reference": reference_attention,
 }

@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from nezha_ds.config import Settings, build, nearest
+from nezha_ds.model.positions import PositionKind
 
 BERT_CHINESE_VOCABULARY = 21128
 
@@ -42,9 +43,13 @@ class ModelSettings(Settings):
     attention_probs_dropout_prob: float = Field(default=0.1, ge=0, lt=1)
     """Dropout on attention probabilities."""
     max_position_embeddings: int = Field(default=512, gt=0)
-    """Longest sequence, in tokens. NEZHA has no weights that depend on it."""
+    """Lmax: longest sequence, in tokens. NEZHA has no weights that depend on it; absolute positions are that many."""
     max_relative_position: int = Field(default=64, gt=0)
     """K: distances beyond K tokens look like K. 64 in the Chinese models, 127 in the English one."""
+    positions: PositionKind = "functional-relative"
+    """Where order comes from: `functional-relative` is NEZHA's, `learned-absolute` BERT's (positions.py)."""
+    norm: Literal["post", "pre"] = "post"
+    """LayerNorm after each residual sum, as in BERT, or before each sublayer and once more at the end."""
     type_vocab_size: int = Field(default=2, gt=0)
     """Segments that a token may belong to."""
     initializer_range: float = Field(default=0.02, gt=0)

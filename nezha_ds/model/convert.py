@@ -31,6 +31,7 @@ from nezha_ds.model.hf import (
     current_names,
     hf_name,
     load_hf_state,
+    model_type,
     save_folder,
     state_dict_to_hf,
 )
@@ -98,7 +99,8 @@ def read_foreign(folder: Path, activation: str | None = None) -> Foreign:
     is_tensorflow = any(folder.glob("*.index"))
     tensors = current_names(_with_prefix(read_weights(folder)))
     told: list[str] = []
-    dropped = [name for name in tensors if name == POSITIONS or _OF_A_TASK.match(name)]
+    is_absolute = _config_of(values, activation, origin).positions == "learned-absolute"
+    dropped = [name for name in tensors if (name == POSITIONS and not is_absolute) or _OF_A_TASK.match(name)]
     if POSITIONS in dropped:
         told.append("absolute positions dropped: this was a BERT, and its layers must learn relative ones by training")
     if heads := sorted({name.partition(".")[0] for name in dropped} - {"nezha"}):
@@ -227,6 +229,11 @@ def _write_huggingface(out: Path, model: NezhaForPreTraining, vocabulary: Vocabu
 def _write_huawei(out: Path, model: NezhaForPreTraining, vocabulary: Vocabulary, lowercase: bool) -> None:
     """As NEZHA-PyTorch's `from_pretrained` reads it: prefix `bert.`, the tied matrix twice, bert_config.json."""
     del lowercase  # its scripts take it as an argument
+    if model_type(model.config) != "nezha":
+        raise CheckpointError(
+            f"Huawei's code has functional relative positions and Post-LN alone, this model positions = "
+            f"{model.config.positions!r} and norm = {model.config.norm!r}; convert to the form huggingface"
+        )
     if model.config.hidden_act != "gelu":  # its table of activations has no other
         raise CheckpointError("Huawei's PyTorch code knows the GELU by erf alone; convert with --activation gelu")
     make_folder(out)

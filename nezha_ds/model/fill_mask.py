@@ -28,6 +28,11 @@ def fill_mask(folder: Path, text: str, top: int = 5) -> list[list[Candidate]]:
     """
     model = load_folder(folder)
     tokenizer = open_tokenizer(folder)
+    if len(tokenizer.vocabulary) != model.config.vocab_size:
+        raise DataError(
+            f"the vocabulary of {folder} has {len(tokenizer.vocabulary):,} entries and its model "
+            f"{model.config.vocab_size:,}; put the vocabulary there that the model came with"
+        )
     batch = _query(text, tokenizer, model.config.max_position_embeddings)
     with torch.inference_mode():
         best = model(batch).mlm_logits[0].softmax(dim=-1).topk(min(top, len(tokenizer.vocabulary)))

@@ -1,4 +1,10 @@
-"""NEZHA in Hugging Face's form: the names of its weights, its config.json, and folders that transformers 4.x opens.
+"""NEZHA in Hugging Face's form: the names of its weights, its config.json, and folders that transformers opens.
+
+What a folder says it is (`model_type`) decides who opens it and nobody misreads it:
+
+    nezha       the released architecture: transformers up to 4.57.6, and version 5 with `import nezha_ds.hf`
+    bert        learned absolute positions, Post-LN: a BERT under BERT's names, for every transformers
+    nezha_ds    other positions, or Pre-LN: transformers 5 with `import nezha_ds.hf`; version 4 refuses the name
 
 A door to safetensors, with weights.py and checkpoints. Tied weights are written once, as transformers writes them: the
 decoder's matrix is the word embeddings and its bias `cls.predictions.bias`. Reading is strict: a key too many, too few
@@ -33,6 +39,7 @@ WORDS = "nezha.embeddings.word_embeddings.weight"
 NAMES: dict[str, str] = {
     "encoder.embeddings.words": "nezha.embeddings.word_embeddings",
     "encoder.embeddings.types": "nezha.embeddings.token_type_embeddings",
+    "encoder.embeddings.positions": "nezha.embeddings.position_embeddings",
     "encoder.embeddings.norm": "nezha.embeddings.LayerNorm",
     "encoder.blocks.{}.attention.query": "nezha.encoder.layer.{}.attention.self.query",
     "encoder.blocks.{}.attention.key": "nezha.encoder.layer.{}.attention.self.key",
@@ -42,6 +49,8 @@ NAMES: dict[str, str] = {
     "encoder.blocks.{}.widen": "nezha.encoder.layer.{}.intermediate.dense",
     "encoder.blocks.{}.narrow": "nezha.encoder.layer.{}.output.dense",
     "encoder.blocks.{}.narrow_norm": "nezha.encoder.layer.{}.output.LayerNorm",
+    "encoder.positions": "nezha.encoder.relative_positions",
+    "encoder.final_norm": "nezha.encoder.FinalLayerNorm",
     "encoder.pooler": "nezha.pooler.dense",
     "mlm": "cls.predictions",
     "mlm.dense": "cls.predictions.transform.dense",
@@ -67,6 +76,10 @@ TIED: dict[str, str] = {
 ACTIVATIONS: dict[str, str] = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}
 _ACTIVATIONS_READ = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
 _OURS_ALONE = {"preset", "attention"}
+_NOT_OF_BERT = {"positions", "norm", "max_relative_position"}
+RELEASED = ("functional-relative", "post")  # positions and norm
+VARIANT = "nezha_ds"
+MODEL_TYPES = ("nezha", "bert", VARIANT)
 
 
 def hf_name(name: str) -> str:
@@ -85,7 +98,7 @@ def state_dict_to_hf(model: NezhaForPreTraining) -> dict[str, Tensor]:
 def load_hf_state(model: NezhaForPreTraining, tensors: Mapping[str, Tensor]) -> None:
     """Copy weights under Hugging Face's names into the model, in its dtype and on its device.
 
-    CheckpointError names the keys that are missing, unexpected, of another shape, or untied.
+    CheckpointError names the keys that are missing, unexpected, of another shape, or untied, and numbers that are none.
     """
     theirs = current_names(tensors)
     ours = {hf_name(name): parameter for name, parameter in model.named_parameters()}
@@ -101,6 +114,7 @@ def load_hf_state(model: NezhaForPreTraining, tensors: Mapping[str, Tensor]) -> 
     if any(problems.values()):
         told = "; ".join(f"{kind}: {_shortened(keys)}" for kind, keys in problems.items() if keys)
         raise CheckpointError(f"these weights are not of this model ({told}); use the config.json they came with")
+    refuse_unsound(theirs, "the weights")
     with torch.no_grad():
         for name, parameter in ours.items():
             parameter.copy_(theirs[name])
@@ -109,9 +123,9 @@ def load_hf_state(model: NezhaForPreTraining, tensors: Mapping[str, Tensor]) -> 
 def save_folder(
     tensors: Mapping[str, Tensor], config: NezhaConfig, folder: Path, extra_files: Mapping[str, bytes] | None = None
 ) -> None:
-    """Write a folder that `from_pretrained` of transformers 4.x and `load_folder` open.
+    """Write a folder that `from_pretrained` of transformers and `load_folder` open.
 
-    `tensors` are under Hugging Face's names, as `state_dict_to_hf` gives them; `extra_files` are the vocabulary and
+    `tensors` are under NEZHA's names, as `state_dict_to_hf` gives them; `extra_files` are the vocabulary and
     the tokenizer's files by name. config.json comes last, so a folder that has one is whole. Holds one
     more copy of the weights in memory meanwhile.
     """
@@ -119,7 +133,8 @@ def save_folder(
     (folder / CONFIG).unlink(missing_ok=True)
     for name, data in (extra_files or {}).items():
         write_atomically(folder / name, data)
-    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    prefix = "bert." if model_type(config) == "bert" else "nezha."
+    whole = {re.sub(r"^nezha\.", prefix, name): tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_atomically(folder / WEIGHTS, safetensors.torch.save(whole, metadata={"format": "pt"}))
     dtype = str(next(iter(whole.values())).dtype).removeprefix("torch.")
     write_atomically(folder / CONFIG, json.dumps(config_to_hf(config) | {"torch_dtype": dtype}, indent=2) + "\n")
@@ -148,27 +163,44 @@ def load_folder(folder: Path) -> NezhaForPreTraining:
     return model.eval()
 
 
+def model_type(config: NezhaConfig) -> str:
+    """What a folder says it is: `nezha`, `bert` or `nezha_ds`."""
+    return {RELEASED: "nezha", ("learned-absolute", "post"): "bert"}.get((config.positions, config.norm), VARIANT)
+
+
 def config_to_hf(config: NezhaConfig) -> dict[str, Any]:
     """What config.json says of the model."""
-    values = config.model_dump(exclude=_OURS_ALONE)
+    kind = model_type(config)
+    values = config.model_dump(exclude=_OURS_ALONE | (_NOT_OF_BERT if kind == "bert" else set()))
     values["hidden_act"] = ACTIVATIONS[config.hidden_act]
-    return {"model_type": "nezha", "architectures": ["NezhaForPreTraining"], **values}
+    architecture = "BertForPreTraining" if kind == "bert" else "NezhaForPreTraining"
+    return {"model_type": kind, "architectures": [architecture], **values}
 
 
 def config_from_hf(values: Mapping[str, Any], origin: str) -> NezhaConfig:
     """The model of a config.json. Keys that do not describe the architecture are passed over.
 
-    CheckpointError for another kind of model or activation; ConfigError for sizes that cannot be.
+    CheckpointError for another kind of model, activation or positions; ConfigError for sizes that cannot be.
     """
     kind, act = values.get("model_type", "nezha"), values.get("hidden_act", "gelu")
-    if kind != "nezha":
-        raise CheckpointError(f"{origin}: model_type is {kind!r}, not 'nezha'; choose the folder of a NEZHA model")
+    if kind not in MODEL_TYPES:
+        raise CheckpointError(
+            f"{origin}: model_type is {kind!r}, not {' or '.join(map(repr, MODEL_TYPES))}; "
+            "choose the folder of a NEZHA model"
+        )
     if act not in _ACTIVATIONS_READ:
         raise CheckpointError(
             f"{origin}: hidden_act {act!r} is not known; known are {', '.join(sorted(_ACTIVATIONS_READ))}"
         )
-    known = {name: values[name] for name in NezhaConfig.model_fields.keys() - _OURS_ALONE if name in values}
-    return build(NezhaConfig, known | {"hidden_act": _ACTIVATIONS_READ[act]}, origin)
+    ours = NezhaConfig.model_fields.keys() - _OURS_ALONE - (_NOT_OF_BERT if kind == "bert" else set())
+    known = {name: values[name] for name in ours if name in values} | {"hidden_act": _ACTIVATIONS_READ[act]}
+    if kind == "bert":
+        known["positions"] = "learned-absolute"
+        if (embedding := values.get("position_embedding_type", "absolute")) != "absolute":
+            raise CheckpointError(
+                f"{origin}: position_embedding_type {embedding!r} is not known; only BERT's own, 'absolute', is"
+            )
+    return build(NezhaConfig, known, origin)
 
 
 def current_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from nezha_ds.errors import CheckpointError, LaunchError
 from nezha_ds.files import make_folder, write_atomically
 from nezha_ds.model.heads import NezhaForPreTraining
 from nezha_ds.model.hf import load_folder
+from nezha_ds.model.positions import KINDS
 
 INPUTS = ("input_ids", "token_type_ids", "attention_mask")
 _LARGEST = 2**31
@@ -67,9 +68,11 @@ def export_onnx(folder: Path, out: Path, scores: bool = False) -> None:
 
 def _export(served: Served, path: Path) -> None:
     # Two rows of nine: sizes of 0 and 1 would be taken for constants.
-    row = torch.arange(1, 10)[None].expand(2, -1).contiguous() % served.model.config.vocab_size
+    config = served.model.config
+    row = torch.arange(1, 10)[None].expand(2, -1).contiguous() % config.vocab_size
     example = (row, torch.zeros_like(row), torch.ones_like(row))
-    free = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", min=2, max=4096)}
+    longest = config.max_position_embeddings if KINDS[config.positions].bounded else 4096
+    free = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", min=2, max=longest)}
     outputs = ["last_hidden_state", "logits"] if served.scores else ["last_hidden_state"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of names that several inputs share

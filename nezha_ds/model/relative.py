@@ -3,10 +3,10 @@
     row p of the table:   a[p, 2k] = sin(p · w_k),   a[p, 2k + 1] = cos(p · w_k),   w_k = 10000^(-2k / H)
     a query at i and a key at j take row   p = clip(j - i, -K, K) + K,   0 ≤ p < R = 2K + 1
 
-The paper (arXiv 1909.00204) prints sin(j - i); every released code and weight has the shifted, clipped
-row, which differs by a fixed rotation of each pair of features, so that existing weights need this form. One table
-serves keys and values of all heads and layers: 129 × 64 numbers, 32 KiB. It has no parameters and never enters a
-state dict.
+The paper (arXiv 1909.00204) prints sin(j - i), which positions.py offers too; every released code and weight has the
+shifted, clipped row, which differs by a fixed rotation of each pair of features, so that existing weights need this
+form. One table serves keys and values of all heads and layers: 129 × 64 numbers, 32 KiB. It has no parameters and never
+enters a state dict.
 """
 
 import math
@@ -20,10 +20,14 @@ def relative_table(max_relative_position: int, head_size: int) -> Tensor:
 
     In exact arithmetic the entries of large angles would differ by 4e-6, and every hidden state with them.
     """
-    rows = torch.arange(2 * max_relative_position + 1).float()
-    frequencies = torch.exp(torch.arange(0, head_size, 2).float() * (-math.log(10000.0) / head_size))
-    angles = rows[:, None] * frequencies
-    # (R, H / 2, 2) -> (R, H): sines on even columns, cosines on odd ones.
+    return sinusoids(torch.arange(2 * max_relative_position + 1).float(), head_size)
+
+
+def sinusoids(positions: Tensor, size: int) -> Tensor:
+    """(R,) -> (R, size), in the positions' own floating dtype: sines on even columns, cosines on odd ones."""
+    frequencies = torch.exp(torch.arange(0, size, 2).to(positions.dtype) * (-math.log(10000.0) / size))
+    angles = positions[:, None] * frequencies
+    # (R, size / 2, 2) -> (R, size)
     return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)
 
 

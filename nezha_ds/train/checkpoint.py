@@ -36,7 +36,7 @@ from nezha_ds.config import Settings
 from nezha_ds.errors import CheckpointError
 from nezha_ds.files import make_folder, sha256_of, sync_folder, unwritable, write_atomically
 from nezha_ds.model.config import NezhaConfig
-from nezha_ds.model.hf import WEIGHTS, hf_name, save_folder
+from nezha_ds.model.hf import WEIGHTS, current_names, hf_name, save_folder
 from nezha_ds.optim.slices import Slice
 from nezha_ds.train.ds_config import DeepSpeedConfig
 from nezha_ds.train.engine import Engine
@@ -258,7 +258,7 @@ def read_state(folder: Path) -> State:
 
 def restore(folder: Path, engine: Engine, state: State) -> None:
     """Put weights, moments and counters of a verified checkpoint into an engine of any world size and ZeRO stage."""
-    weights = load_file(folder / WEIGHTS)
+    weights = current_names(load_file(folder / WEIGHTS))
     engine.load_weights({name: weights[hf_name(name)] for name, _ in engine.module.named_parameters()})
     engine.make_moments()
     stored = _index_moments(folder)

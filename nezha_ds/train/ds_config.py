@@ -29,11 +29,14 @@ KNOWN_KEYS = frozenset(
     """train_batch_size train_micro_batch_size_per_gpu gradient_accumulation_steps optimizer scheduler
     zero_optimization fp16 bf16 bfloat16 data_types gradient_clipping communication_data_type prescale_gradients
     gradient_predivide_factor sparse_gradients steps_per_print wall_clock_breakdown dump_state memory_breakdown
-    zero_allow_untested_optimizer zero_force_ds_cpu_optimizer activation_checkpointing aio flops_profiler
-    comms_logger tensorboard wandb csv_monitor comet torch_autocast compile seed""".split()
+    zero_allow_untested_optimizer zero_force_ds_cpu_optimizer aio flops_profiler comms_logger tensorboard wandb
+    csv_monitor comet torch_autocast seed""".split()
 )
 """Top-level keys of DeepSpeed 0.19 that make sense here. It ignores a misspelt one in silence; we do not, and we refuse
 those that would take data, checkpoints or batch sizes out of our hands (elasticity, curriculum_learning …)."""
+
+IN_THE_RECIPE = {"activation_checkpointing": "train.checkpoint_activations", "compile": "train.compile"}
+"""Keys that DeepSpeed takes and that do nothing to a model which does not call it: the recipe has them."""
 
 OPTIMIZERS = frozenset("adagrad adam adamw lamb lion muadam muadamw musgd muon".split())
 SCHEDULERS = ("LRRangeTest", "OneCycle", "WarmupLR", "WarmupDecayLR", "WarmupCosineLR")
@@ -188,6 +191,8 @@ def _resolved(tree: dict[str, Any], batch: BatchSizes, drop: list[str]) -> dict[
 
 
 def _check_keys(source: str, tree: dict[str, Any]) -> None:
+    for key in tree.keys() & IN_THE_RECIPE.keys():
+        raise ConfigError(f"{source}: {key} does nothing here; set {IN_THE_RECIPE[key]} in the recipe")
     for key in tree.keys() - KNOWN_KEYS:
         raise ConfigError(f"{source}: unknown key {key!r}{nearest(key, KNOWN_KEYS)}")
 

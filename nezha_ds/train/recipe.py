@@ -28,6 +28,10 @@ class TrainSettings(Settings):
     """Steps between checkpoints; there is always one at the end."""
     keep_last: int = Field(default=2, ge=1)
     """Checkpoints that are kept; an older one goes only when a newer one has been verified."""
+    checkpoint_activations: int = Field(default=0, ge=0)
+    """Blocks, from the first on, that compute their inside again in backward instead of keeping it: memory for time."""
+    compile: bool = False
+    """Compile the model with torch.compile; needs a C++ compiler, and minutes at the start."""
 
 
 class RunSettings(Settings):

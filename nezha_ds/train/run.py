@@ -12,6 +12,7 @@ command on the same folder goes on where it was; a finished run is left alone.
 """
 
 import logging
+import shutil
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -20,6 +21,7 @@ from pathlib import Path
 import nezha_ds
 from nezha_ds.errors import ConfigError
 from nezha_ds.model.heads import NezhaForPreTraining
+from nezha_ds.model.positions import KINDS
 from nezha_ds.objectives import ObjectiveSettings
 from nezha_ds.observe.events import Observer, Save, Start
 from nezha_ds.observe.exporter import open_exporter
@@ -33,7 +35,7 @@ from nezha_ds.train.folder import CHECKPOINTS, conclude, open_folder
 from nezha_ds.train.loop import Job, fit
 from nezha_ds.train.preempt import EXIT_STOPPED, StopFlag
 from nezha_ds.train.ranks import Ranks
-from nezha_ds.train.recipe import Recipe
+from nezha_ds.train.recipe import Recipe, TrainSettings
 from nezha_ds.train.source import Source, check_source, open_source, prepare_if_missing
 from nezha_ds.world import World, variable
 
@@ -64,13 +66,17 @@ def freeze_unused(model: NezhaForPreTraining, objective: ObjectiveSettings) -> N
             parameter.requires_grad_(False)
 
 
+def speed_up(model: NezhaForPreTraining, settings: TrainSettings) -> None:
+    """What the recipe says of memory and speed: blocks that compute their inside twice, and torch.compile, in place."""
+    model.encoder.checkpointed = settings.checkpoint_activations
+    if settings.compile:
+        # Shapes are static: every micro-batch has the same size, and evaluation one of its own.
+        model.compile(dynamic=False)
+
+
 def _check(recipe: Recipe, ds_config: DeepSpeedConfig) -> None:
     """What can be seen to be wrong before ranks meet and a device is touched."""
-    if recipe.data.length > recipe.model.max_position_embeddings:
-        raise ConfigError(
-            f"data.length {recipe.data.length} is above model.max_position_embeddings "
-            f"{recipe.model.max_position_embeddings}; raise that, NEZHA has no weights that depend on it"
-        )
+    _check_model(recipe)
     if recipe.objective.nsp and not recipe.data.pairs:
         raise ConfigError(
             f"objective.nsp = {recipe.objective.nsp} needs samples that are pairs, and data.format "
@@ -88,12 +94,32 @@ def _check(recipe: Recipe, ds_config: DeepSpeedConfig) -> None:
         )
 
 
+def _check_model(recipe: Recipe) -> None:
+    longest, positions = recipe.model.max_position_embeddings, recipe.model.positions
+    if recipe.data.length > longest:
+        why = f"positions = {positions!r} end there" if KINDS[positions].bounded else "no weights depend on it"
+        raise ConfigError(
+            f"data.length {recipe.data.length} is above model.max_position_embeddings {longest}; raise that, {why}"
+        )
+    if recipe.train.checkpoint_activations > recipe.model.num_hidden_layers:
+        raise ConfigError(
+            f"train.checkpoint_activations {recipe.train.checkpoint_activations} is above model.num_hidden_layers "
+            f"{recipe.model.num_hidden_layers}; set it to that for every block"
+        )
+    if recipe.train.compile and not shutil.which(compiler := variable("CXX", "g++")):
+        raise ConfigError(
+            f"train.compile = true needs a C++ compiler, and there is no {compiler} on PATH; install g++, "
+            "or set train.compile=false"
+        )
+
+
 def _train(recipe: Recipe, ds_config: DeepSpeedConfig, ranks: Ranks, stop: StopFlag) -> int:
     world, folder = ranks.world, recipe.run.folder
     source = open_source(recipe, ranks)
     config = recipe.model.resolve(len(source.vocabulary), source.vocabulary.pad_id)
     model = NezhaForPreTraining(config, seed=recipe.train.seed)
     freeze_unused(model, recipe.objective)
+    speed_up(model, recipe.train)
     if world.is_main:
         open_folder(recipe, ds_config, sum(parameter.numel() for parameter in model.parameters()), world)
     engine = Engine(model, ds_config, recipe.train.steps, world)

@@ -78,7 +78,7 @@ def test_states_and_probabilities_are_the_layers_own(folder, model, batch):
         part(found.hidden_states[0]).unflatten(2, (attention.heads, -1)).transpose(1, 2)
         for part in (attention.query, attention.key)
     )
-    cube = opened.encoder.table[relative_rows(max(LENGTHS), 64)]
+    cube = opened.encoder.relative_positions.weight[relative_rows(max(LENGTHS), 64)]
     scores = (query @ key.transpose(2, 3) + torch.einsum("bnih,ijh->bnij", query, cube)) * attention.head_size**-0.5
     seen = inputs["attention_mask"][:, None, None].bool()
     expected = scores.masked_fill(~seen, float("-inf")).softmax(-1)
@@ -108,8 +108,9 @@ def test_what_it_saves_is_our_folder_again(folder, model, tmp_path):
 def test_a_fresh_model_has_its_table_and_small_weights(folder):
     fresh = AutoModelForMaskedLM.from_config(AutoConfig.from_pretrained(folder))
     opened = AutoModelForMaskedLM.from_pretrained(folder)
-    assert torch.equal(fresh.nezha.encoder.table, opened.nezha.encoder.table)
-    assert float(opened.nezha.encoder.table[1, 0]) == pytest.approx(0.8414710, abs=1e-6)
+    table = opened.nezha.encoder.relative_positions.weight
+    assert torch.equal(table, fresh.nezha.encoder.relative_positions.weight)
+    assert float(table[1, 0]) == pytest.approx(0.8414710, abs=1e-6)
     assert fresh.nezha.encoder.layer[0].intermediate.dense.weight.std().item() == pytest.approx(0.02, rel=0.1)
 
 

@@ -45,6 +45,8 @@ def test_resolving_adds_the_vocabulary_and_nothing_else():
         ({"pad_token_id": 21128}, "pad_token_id = 21128 is outside the vocabulary of 21128 entries"),
         ({"hidden_sizes": 768}, "unknown key 'hidden_sizes'; did you mean 'hidden_size'?"),
         ({"max_relative_position": 0}, "max_relative_position = 0"),
+        ({"positions": "relative"}, "positions = 'relative'"),
+        ({"norm": "both"}, "norm = 'both'"),
     ],
 )
 def test_what_cannot_be_is_refused_with_the_value_and_the_way_out(values, message):

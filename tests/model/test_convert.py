@@ -83,6 +83,27 @@ def test_a_bert_gives_its_words_and_layers(model, tmp_path):
     assert load_folder(tmp_path / "ours").config.max_relative_position == 64
 
 
+def test_other_positions_and_pre_ln_are_kept(tmp_path):
+    model = lively_model(small_config(positions="learned-absolute", norm="pre", max_position_embeddings=20))
+    assert convert(our_folder(tmp_path / "first", model), tmp_path / "second") == ()
+    assert same(load_folder(tmp_path / "second"), model)
+    with pytest.raises(CheckpointError) as caught:
+        convert(tmp_path / "first", tmp_path / "huawei", form="huawei")
+    assert str(caught.value) == (
+        "Huawei's code has functional relative positions and Post-LN alone, this model positions = 'learned-absolute' "
+        "and norm = 'pre'; convert to the form huggingface"
+    )
+
+
+def test_our_own_bert_becomes_a_start_for_nezha_as_any_other_does(tmp_path):
+    bert = lively_model(small_config(positions="learned-absolute"))
+    (told,) = convert(our_folder(tmp_path / "bert", bert), tmp_path / "nezha")
+    assert told.startswith("absolute positions dropped")
+    start = load_folder(tmp_path / "nezha")
+    assert (start.config.positions, start.config.max_relative_position) == ("functional-relative", 64)
+    assert same(start.encoder.blocks, bert.encoder.blocks)
+
+
 def test_a_bare_encoder_gets_heads_and_a_task_loses_its_own(model, tmp_path):
     tensors = {name.removeprefix("nezha."): tensor for name, tensor in state_dict_to_hf(model).items()}
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(("cls.", "pooler."))}

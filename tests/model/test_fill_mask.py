@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 import torch
 
@@ -53,6 +55,14 @@ def test_a_text_that_cannot_be_filled_is_refused(folder, text, message):
 
 def test_a_text_as_long_as_the_model_is_filled(folder):
     assert len(fill_mask(folder, "[MASK]" * 14)) == 14
+
+
+def test_another_models_vocabulary_is_refused(folder, tmp_path):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    model = NezhaForPreTraining(preset("tiny", vocab_size=500, **SIZES))
+    save_folder(state_dict_to_hf(model), model.config, tmp_path)
+    with pytest.raises(DataError, match="has 21,128 entries and its model 500; put the vocabulary there"):
+        fill_mask(tmp_path, "[MASK]")
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):

@@ -8,6 +8,8 @@ from nezha_ds.errors import CheckpointError, ConfigError
 from nezha_ds.model import hf
 from nezha_ds.model.heads import NezhaForPreTraining
 from nezha_ds.model.hf import config_from_hf, config_to_hf, load_folder, load_hf_state, save_folder, state_dict_to_hf
+from nezha_ds.model.nezha import RESIDUALS
+from nezha_ds.model.positions import KINDS
 from tests.model.samples import lively_model, random_batch, small_config
 
 EMBEDDINGS = "nezha.embeddings.word_embeddings.weight"
@@ -29,6 +31,60 @@ def fresh():
 
 def same(one, other):
     return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+ARCHITECTURES = [(positions, norm) for positions in KINDS for norm in RESIDUALS]
+
+
+@pytest.mark.parametrize(("positions", "norm"), ARCHITECTURES)
+def test_every_architecture_comes_back_from_its_folder(positions, norm, tmp_path):
+    model = lively_model(small_config(positions=positions, norm=norm, max_position_embeddings=40))
+    save_folder(state_dict_to_hf(model), model.config, tmp_path)
+    loaded, batch = load_folder(tmp_path), random_batch([40, 13])
+    assert (loaded.config.positions, loaded.config.norm) == (positions, norm)
+    assert same(model, loaded)
+    assert torch.equal(loaded(batch).mlm_logits, model(batch).mlm_logits)
+
+
+def test_a_config_of_before_these_options_is_nezha():
+    values = config_to_hf(small_config())
+    del values["positions"], values["norm"]
+    assert config_from_hf(values, "") == config_from_hf(config_to_hf(small_config()), "")
+
+
+@pytest.mark.parametrize(
+    ("positions", "norm", "kind", "prefix"),
+    [
+        ("functional-relative", "post", "nezha", "nezha."),
+        ("learned-absolute", "post", "bert", "bert."),
+        ("learned-absolute", "pre", "nezha_ds", "nezha."),
+        ("functional-relative-unclipped", "post", "nezha_ds", "nezha."),
+    ],
+)
+def test_a_folder_says_what_it_is(positions, norm, kind, prefix, tmp_path):
+    model = NezhaForPreTraining(small_config(positions=positions, norm=norm))
+    save_folder(state_dict_to_hf(model), model.config, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == kind
+    names = set(safetensors.torch.load_file(tmp_path / "model.safetensors"))
+    assert {name.partition(".")[0] + "." for name in names} == {prefix, "cls."}
+    assert (prefix + "embeddings.position_embeddings.weight" in names) == (positions == "learned-absolute")
+    assert (prefix + "encoder.FinalLayerNorm.weight" in names) == (norm == "pre")
+
+
+def test_learned_distances_have_a_name_of_their_own():
+    names = state_dict_to_hf(NezhaForPreTraining(small_config(positions="learned-relative"))).keys()
+    assert names - state_dict_to_hf(fresh()).keys() == {"nezha.encoder.relative_positions.weight"}
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_named_and_nothing_is_loaded(tensors, bad):
+    tensors["nezha.encoder.layer.1.output.dense.weight"][3, 4] = bad
+    loaded = fresh()
+    with pytest.raises(
+        CheckpointError, match=r"nezha\.encoder\.layer\.1\.output\.dense\.weight has 1 numbers that are"
+    ):
+        load_hf_state(loaded, tensors)
+    assert same(loaded, fresh())
 
 
 def test_names_are_a_bijection_and_those_of_bert(model, tensors):
@@ -157,7 +213,8 @@ def test_a_config_that_is_not_one_is_named(tmp_path, data):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"model_type": "bert"}, "model_type is 'bert', not 'nezha'"),
+        ({"model_type": "roberta"}, "model_type is 'roberta', not 'nezha' or 'bert' or 'nezha_ds'; choose"),
+        ({"model_type": "bert", "position_embedding_type": "relative_key"}, "position_embedding_type 'relative_key'"),
         ({"hidden_act": "relu"}, "hidden_act 'relu' is not known; known are gelu, gelu_new, gelu_pytorch_tanh"),
     ],
 )

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
+from nezha_ds.errors import DataError
 from nezha_ds.model.config import preset
 from nezha_ds.model.heads import NezhaForPreTraining
-from nezha_ds.model.nezha import Nezha
 from tests.model.samples import lively_model, random_batch, small_config
 
 
@@ -64,12 +64,6 @@ def test_order_is_seen_up_to_the_clip_and_no_further():
     assert (first - near).abs().max() > 1e-3
 
 
-def test_the_table_is_cast_with_the_model_and_never_saved():
-    model = Nezha(small_config()).bfloat16()
-    assert model.table.dtype == torch.bfloat16
-    assert "table" not in model.state_dict()
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_cast_model_computes_in_its_dtype_forward_and_backward(dtype):
     model, batch = lively_model(small_config()), random_batch([40, 13])
@@ -92,6 +86,32 @@ def test_dropout_is_drawn_from_torchs_generator_while_training_only():
     torch.manual_seed(5)
     assert torch.equal(first, model(batch).mlm_logits)
     assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"input_ids": torch.tensor([[3.0, 4.0]])},
+            "input_ids are of torch.float32, and ids are of torch.int64; convert",
+        ),
+        ({"token_type_ids": torch.zeros(1, 2, dtype=torch.int32)}, "token_type_ids are of torch.int32, and ids are"),
+        (
+            {"input_ids": torch.tensor([[3, 71]])},
+            "input_ids reach from 3 to 71, and the model has rows for 0 to 70; is it",
+        ),
+        ({"input_ids": torch.tensor([[-1, 4]])}, "input_ids reach from -1 to 4, and the model has rows for 0 to 70"),
+        (
+            {"token_type_ids": torch.tensor([[0, 2]])},
+            "token_type_ids reach from 0 to 2, and the model has rows for 0 to 1",
+        ),
+    ],
+)
+def test_what_are_no_ids_is_told(given, message):
+    ids = {"input_ids": torch.tensor([[3, 4]]), "token_type_ids": torch.tensor([[0, 1]]), "lengths": torch.tensor([2])}
+    with pytest.raises(DataError) as caught:
+        lively_model(small_config()).encoder(**(ids | given))
+    assert str(caught.value).startswith(message)
 
 
 def test_every_weight_takes_part():

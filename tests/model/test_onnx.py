@@ -13,21 +13,29 @@ from nezha_ds.model.onnx import INPUTS, Served, export_onnx
 from tests.model.samples import lively_model, small_config
 
 
-@pytest.fixture(scope="module")
-def model():
-    return lively_model(small_config(hidden_size=64, max_relative_position=9))
-
-
-@pytest.fixture(scope="module")
-def folder(model, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("onnx") / "model"
+def save(model, folder):
     save_folder(state_dict_to_hf(model), model.config, folder)
     return folder
 
 
-@pytest.mark.parametrize("scores", [False, True])
-def test_any_batch_and_length_give_pytorchs_numbers(model, folder, tmp_path, scores):
-    export_onnx(folder, tmp_path / "new" / "model.onnx", scores)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save(lively_model(small_config()), tmp_path_factory.mktemp("onnx"))
+
+
+@pytest.mark.parametrize(
+    ("values", "scores"),
+    [
+        ({"max_relative_position": 9}, False),
+        ({"max_relative_position": 9}, True),
+        ({"positions": "learned-absolute", "norm": "pre", "max_position_embeddings": 200}, True),
+        ({"positions": "functional-relative-unclipped", "max_position_embeddings": 200}, False),
+    ],
+    ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else str(value),
+)
+def test_any_batch_and_length_give_pytorchs_numbers(tmp_path, values, scores):
+    model = lively_model(small_config(hidden_size=64, **values))
+    export_onnx(save(model, tmp_path / "model"), tmp_path / "new" / "model.onnx", scores)
     session = onnxruntime.InferenceSession(tmp_path / "new" / "model.onnx")
     assert [one.name for one in session.get_inputs()] == list(INPUTS)
     served = Served(model, scores).eval()

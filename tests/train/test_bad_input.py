@@ -96,7 +96,9 @@ OVERRIDES = {
     "train.steps=many": "train.steps = 'many': input should be a valid integer",
     "train.steps": "override 'train.steps' is not of the form section.key=value",
     "data.length=8": "data.length: 8 is not between 16 and 4096 tokens; take 128 or 512",
-    "data.length=1024": "data.length 1024 is above model.max_position_embeddings 512; raise that",
+    "data.length=1024": "data.length 1024 is above model.max_position_embeddings 512; raise that, no weights depend",
+    "train.checkpoint_activations=3": "train.checkpoint_activations 3 is above model.num_hidden_layers 2; set it to",
+    "model.positions=relative": "model.positions = 'relative'",
     "model.preset=huge": "preset 'huge' is not known",
     "model.num_attention_heads=3": "hidden_size = 32 is not a multiple of num_attention_heads = 3",
     "masking.rate=1.5": "masking.rate: 1.5 is not a share above 0 and below 1",
@@ -108,6 +110,22 @@ OVERRIDES = {
 def test_an_override_that_cannot_be(tmp_path, shards, refused, override):
     run = runs.make(tmp_path, shards, override)
     assert OVERRIDES[override] in refused("pretrain", *run.arguments)
+
+
+def test_sequences_beyond_positions_that_end(tmp_path, shards, refused):
+    run = runs.make(tmp_path, shards, "model.positions=learned-absolute", "model.max_position_embeddings=24")
+    assert refused("pretrain", *run.arguments) == (
+        "data.length 32 is above model.max_position_embeddings 24; raise that, positions = 'learned-absolute' end there"
+    )
+
+
+def test_to_compile_where_no_compiler_is(tmp_path, shards, refused, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    run = runs.make(tmp_path, shards, "train.compile=true")
+    assert refused("pretrain", *run.arguments) == (
+        "train.compile = true needs a C++ compiler, and there is no no-such-compiler on PATH; install g++, "
+        "or set train.compile=false"
+    )
 
 
 @pytest.mark.parametrize(

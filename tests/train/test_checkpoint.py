@@ -4,13 +4,17 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 from nezha_ds.errors import CheckpointError
+from nezha_ds.model.heads import NezhaForPreTraining
+from nezha_ds.model.hf import WEIGHTS, hf_name, save_folder
 from nezha_ds.train import checkpoint
 from nezha_ds.train.checkpoint import MANIFEST, STATE, check_belongs, damage, newest_sound, prune, read_state
 from nezha_ds.train.ranks import Ranks
@@ -66,6 +70,25 @@ def test_a_rank_that_is_missing_is_noticed(cutting, data):
         stored = checkpoint._index_moments(folder).get(f"exp_avg/{piece.name}", [])
         with pytest.raises(CheckpointError, match=rf"of {whole.numel:,} values of exp_avg of {piece.name}.*new run"):
             checkpoint._fill(torch.zeros(whole.numel), whole, stored, "exp_avg")
+
+
+def test_weights_under_berts_names_come_back_to_the_model(tmp_path):
+    """A model with BERT's positions is a BERT for everybody else, its checkpoints too."""
+    model = NezhaForPreTraining(checkpoints.CONFIG.model_copy(update={"positions": "learned-absolute"}))
+    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    save_folder({hf_name(name): weight for name, weight in weights.items()}, model.config, tmp_path)
+    assert "bert.embeddings.position_embeddings.weight" in load_file(tmp_path / WEIGHTS)
+    found: dict[str, torch.Tensor] = {}
+    engine = SimpleNamespace(
+        module=model,
+        load_weights=found.update,
+        make_moments=lambda: None,
+        slices=[],
+        restore_counters=lambda counters, step: None,
+    )
+    checkpoint.restore(tmp_path, engine, checkpoints.state(4, model.config))  # type: ignore[arg-type]
+    assert found.keys() == weights.keys()
+    assert all(torch.equal(found[name], weight) for name, weight in weights.items())
 
 
 # -------------------------------------------------------------------------------------------------------- what verifies

@@ -40,6 +40,11 @@ REFUSED = [
     # unknown keys and shapes
     ({"train_batchsize": 4}, "unknown key 'train_batchsize'; did you mean 'train_batch_size'?"),
     ({"curriculum_learning": {}}, "unknown key 'curriculum_learning'"),
+    (
+        {"activation_checkpointing": {}},
+        "activation_checkpointing does nothing here; set train.checkpoint_activations in",
+    ),
+    ({"compile": {}}, "compile does nothing here; set train.compile in the recipe"),
     ({"fp16": True}, 'fp16 = True is not an object such as {"enabled": true}'),
     ({"bfloat16": True}, 'bfloat16 = True is not an object such as {"enabled": true}'),
     ({"data_types": "fp32"}, "data_types = 'fp32' is not an object"),
