@@ -142,16 +142,10 @@ def recorded_masks(body, rate):
     model = lively_model(
         small_config(hidden_dropout_prob=rate, attention_probs_dropout_prob=rate, max_relative_position=3)
     )
-    found: dict[object, list] = {}
-
-    def record(module, given, output):
-        # A block drops from what each of two sublayers adds; a body may ask for some heads at a time.
-        key = module if output.shape[-1] == 6 else len(found)
-        found.setdefault(key, []).append((given[0], output))
-
+    calls = []
     for module in model.encoder.modules():
         if isinstance(module, Dropout):
-            module.register_forward_hook(record)
+            module.register_forward_hook(lambda module, given, output: calls.append((given[0], output)))
     for block in model.encoder.blocks:
         block.attention.body = BODIES[body]
     row = random_batch([6], predictions=1)
@@ -159,16 +153,14 @@ def recorded_masks(body, rate):
     torch.manual_seed(5)
     with torch.no_grad():
         model.train().encoder(*(tensor.expand(COPIES, *tensor.shape[1:]) for tensor in copies))
-    for calls in found.values():
-        # A body may ask for some heads at a time.
-        given, output = (torch.cat([call[at].reshape(-1) for call in calls]) for at in (0, 1))
+    for given, output in calls:
         assert given.count_nonzero() == given.numel()
         dropped = output == 0
-        yield float(dropped.double().mean()), (output / given)[~dropped], dropped.view(COPIES, -1).double()
+        yield float(dropped.double().mean()), (output / given)[~dropped], dropped.reshape(COPIES, -1).double()
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5])
-@pytest.mark.parametrize("body", ["reference", "table", "banded"])
+@pytest.mark.parametrize("body", ["reference", "table"])  # others may draw masks of their own: see `excess`
 def test_masks_have_their_rate_and_scale_and_no_two_places_depend_on_each_other(body, rate):
     shares, scales, masks = zip(*recorded_masks(body, rate), strict=True)
     # Embeddings; for each of two layers: attention, and what each of two sublayers adds.
