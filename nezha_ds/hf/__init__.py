@@ -16,6 +16,7 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForMaskedLM,
+    AutoModelForMultipleChoice,
     AutoModelForNextSentencePrediction,
     AutoModelForPreTraining,
     AutoModelForQuestionAnswering,
@@ -26,6 +27,7 @@ from transformers import (
 from nezha_ds.hf.encoder import NezhaConfig, NezhaModel
 from nezha_ds.hf.tasks import (
     NezhaForMaskedLM,
+    NezhaForMultipleChoice,
     NezhaForNextSentencePrediction,
     NezhaForPreTraining,
     NezhaForQuestionAnswering,
@@ -37,6 +39,7 @@ from nezha_ds.model.hf import VARIANT
 __all__ = [
     "NezhaConfig",
     "NezhaForMaskedLM",
+    "NezhaForMultipleChoice",
     "NezhaForNextSentencePrediction",
     "NezhaForPreTraining",
     "NezhaForQuestionAnswering",
@@ -52,6 +55,7 @@ _MODELS = {
     AutoModelForNextSentencePrediction: NezhaForNextSentencePrediction,
     AutoModelForSequenceClassification: NezhaForSequenceClassification,
     AutoModelForTokenClassification: NezhaForTokenClassification,
+    AutoModelForMultipleChoice: NezhaForMultipleChoice,
     AutoModelForQuestionAnswering: NezhaForQuestionAnswering,
 }
 

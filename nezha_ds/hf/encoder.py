@@ -22,6 +22,10 @@ from transformers.utils.output_capturing import capture_outputs
 from nezha_ds.model.attention import table_attention
 from nezha_ds.model.hf import RELEASED, VARIANT
 from nezha_ds.model.positions import KINDS, PositionKind, Positions, check_length
+from nezha_ds.model.sound import refuse_unsound
+
+_OF_OTHERS = ("head_mask", "encoder_hidden_states", "encoder_attention_mask", "past_key_values", "position_ids")
+"""What models of transformers are given that has no meaning here: refused, since its effect would be missed."""
 
 
 @strict
@@ -95,9 +99,13 @@ class NezhaSelfAttention(nn.Module):
 
         def dropout(probabilities: Tensor) -> Tensor:
             dropped = F.dropout(probabilities, self.config.attention_probs_dropout_prob, self.training)
-            if want:
-                kept.append(dropped if table is None else dropped.flip(3))  # with a table the keys come in reverse
-            return dropped
+            if not want:
+                return dropped
+            if table is None:
+                kept.append(dropped)
+                return dropped
+            kept.append(dropped.flip(3))  # with a table the keys come in reverse
+            return kept[0].flip(3)  # so that gradients pass through what is handed out
 
         mixed = table_attention(query * query.shape[3] ** -0.5, key, value, table, mask, dropout)
         # (B, N, L, H) -> (B, L, N, H) -> (B, L, D)
@@ -211,6 +219,15 @@ class NezhaPreTrainedModel(PreTrainedModel):
         "attentions": NezhaSelfAttention,
     }
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As every model's; CheckpointError for weights that are NaN or infinite."""
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info
+        floats = {name: weight for name, weight in model.named_parameters() if weight.is_floating_point()}
+        refuse_unsound(floats, str(pretrained_model_name_or_path))
+        return loaded
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -227,6 +244,8 @@ class NezhaModel(NezhaPreTrainedModel):
 
     def __init__(self, config: NezhaConfig, add_pooling_layer: bool = True) -> None:
         super().__init__(config)
+        if getattr(config, "is_decoder", False) or getattr(config, "add_cross_attention", False):
+            raise ValueError("NEZHA is an encoder; set is_decoder and add_cross_attention to false")
         self.embeddings = NezhaEmbeddings(config)
         self.encoder = NezhaEncoder(config)
         self.pooler = NezhaPooler(config) if add_pooling_layer else None
@@ -239,6 +258,18 @@ class NezhaModel(NezhaPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Other words."""
         self.embeddings.word_embeddings = cast(nn.Embedding, value)
+
+    def _words(self, ids: Tensor) -> Tensor:
+        """(B, L) -> (B, L, D)."""
+        if ids.is_floating_point():
+            raise ValueError(f"input_ids are {ids.dtype}, not whole numbers; vectors go into inputs_embeds")
+        try:
+            return self.embeddings.word_embeddings(ids)
+        except IndexError:
+            raise IndexError(
+                f"input_ids are from {ids.min()} to {ids.max()}, outside a vocabulary of "
+                f"{self.embeddings.word_embeddings.weight.shape[0]}; use the tokenizer that the model came with"
+            ) from None
 
     @merge_with_config_defaults
     @capture_outputs
@@ -253,7 +284,9 @@ class NezhaModel(NezhaPreTrainedModel):
         """(B, L) ids or (B, L, D) words; attention_mask (B, L), 0 on padding, or (B, L, L)."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give input_ids or inputs_embeds, and not both")
-        words = self.embeddings.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
+        if refused := [name for name in _OF_OTHERS if kwargs.get(name) is not None]:
+            raise ValueError(f"NEZHA's encoder takes no {', '.join(refused)}")
+        words = self._words(input_ids) if input_ids is not None else cast(Tensor, inputs_embeds)
         shape, device = words.shape[:2], words.device
         check_length(cast(NezhaConfig, self.config), words.shape[1])
         if token_type_ids is None:

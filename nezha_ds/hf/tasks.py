@@ -13,6 +13,7 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import (
     MaskedLMOutput,
+    MultipleChoiceModelOutput,
     NextSentencePredictorOutput,
     QuestionAnsweringModelOutput,
     SequenceClassifierOutput,
@@ -178,10 +179,9 @@ class _WithClassifier(NezhaPreTrainedModel):
 
     def __init__(self, config: NezhaConfig, pooled: bool) -> None:
         super().__init__(config)
-        rate = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
         self.num_labels = cast(int, config.num_labels)  # a property of id2label
         self.nezha = NezhaModel(config, add_pooling_layer=pooled)
-        self.dropout = nn.Dropout(rate)
+        self.dropout = nn.Dropout(_classifier_dropout(config))
         self.classifier = nn.Linear(config.hidden_size, self.num_labels)
         self.post_init()
 
@@ -232,6 +232,37 @@ class NezhaForTokenClassification(_WithClassifier):
         return TokenClassifierOutput(loss, logits, found.hidden_states, found.attentions)
 
 
+class NezhaForMultipleChoice(NezhaPreTrainedModel):
+    """Which of several sequences, such as a question with each of its answers."""
+
+    def __init__(self, config: NezhaConfig) -> None:
+        super().__init__(config)
+        self.nezha = NezhaModel(config)
+        self.dropout = nn.Dropout(_classifier_dropout(config))
+        self.classifier = nn.Linear(config.hidden_size, 1)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        **kwargs: Any,
+    ) -> MultipleChoiceModelOutput:
+        """Inputs with an axis for the choices, (B, C, L) or (B, C, L, D); labels (B,): the right one."""
+        given = (input_ids, attention_mask, token_type_ids, inputs_embeds)
+        # (B, C, ...) -> (B·C, ...)
+        found = self.nezha(*(None if x is None else x.flatten(0, 1) for x in given), **kwargs)
+        choices = next(x.shape[1] for x in (input_ids, inputs_embeds) if x is not None)
+        # (B·C, 1) -> (B, C)
+        logits = self.classifier(self.dropout(found.pooler_output)).view(-1, choices)
+        loss = None if labels is None else F.cross_entropy(logits, labels)
+        return MultipleChoiceModelOutput(loss, logits, found.hidden_states, found.attentions)
+
+
 class NezhaForQuestionAnswering(NezhaPreTrainedModel):
     """Where in the sequence an answer begins and ends."""
 
@@ -259,6 +290,10 @@ class NezhaForQuestionAnswering(NezhaPreTrainedModel):
         if start_positions is not None and end_positions is not None:
             loss = self.loss_function(start, end, start_positions, end_positions, **_counted(kwargs))
         return QuestionAnsweringModelOutput(loss, start, end, found.hidden_states, found.attentions)
+
+
+def _classifier_dropout(config: NezhaConfig) -> float:
+    return config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
 
 
 def _counted(kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -33,10 +33,10 @@ from nezha_ds.model.hf import (
     hf_name,
     load_hf_state,
     model_type,
-    refuse_unsound,
     save_folder,
     state_dict_to_hf,
 )
+from nezha_ds.model.sound import refuse_other_sizes, refuse_unsound
 from nezha_ds.model.weights import read_weights
 from nezha_ds.text.tokenizer import tokenizer_files
 from nezha_ds.text.vocab import Vocabulary, load_vocabulary
@@ -110,16 +110,18 @@ def read_foreign(folder: Path, activation: str | None = None) -> Foreign:
     if is_tensorflow and not activation and values.get("hidden_act", "gelu") == "gelu":
         activation = "gelu_tanh"
         told.append("GELU by tanh: TensorFlow's code computes it so")
-    refuse_unsound(tensors)
     config = _config_of(values, activation, origin)
     if heads := [head for head, setting in HEADS.items() if not getattr(config, setting) and _any_of(head, tensors)]:
         told.append(f"heads dropped, as the config does not name them: {', '.join(heads)}")
         dropped += [name for name in tensors if name.startswith(tuple(f"{head}." for head in heads))]
+    kept = {name: tensor for name, tensor in tensors.items() if name not in dropped}
+    refuse_other_sizes(config, kept, origin, but=frozenset({"vocab_size"}))
+    refuse_unsound(kept, folder)
     lowercase = _read_json(folder / "tokenizer_config.json", {}).get("do_lower_case", True)
     path = folder / VOCABULARY
     return Foreign(
         config=config,
-        tensors={name: tensor.float() for name, tensor in tensors.items() if name not in dropped},
+        tensors={name: tensor.float() for name, tensor in kept.items()},
         vocabulary=load_vocabulary(path) if path.exists() else None,
         lowercase=lowercase is not False,
         told=tuple(told),
@@ -138,7 +140,7 @@ def _read_json(path: Path, default: dict[str, Any] | None) -> dict[str, Any]:
         return default
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}); copy it again") from None
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} is no JSON object; copy it again")

@@ -29,6 +29,7 @@ from nezha_ds.errors import CheckpointError
 from nezha_ds.files import make_folder, write_atomically
 from nezha_ds.model.config import NezhaConfig
 from nezha_ds.model.heads import NezhaForPreTraining
+from nezha_ds.model.sound import refuse_other_sizes, refuse_unsound
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -126,18 +127,10 @@ def load_hf_state(model: NezhaForPreTraining, tensors: Mapping[str, Tensor]) -> 
         ):
             way_out += ", or `nezha-ds convert`, which drops heads that it does not name and starts missing ones afresh"
         raise CheckpointError(f"these weights are not of this model ({told}); {way_out}")
-    refuse_unsound(theirs)
+    refuse_unsound(theirs, "the weights")
     with torch.no_grad():
         for name, parameter in ours.items():
             parameter.copy_(theirs[name])
-
-
-def refuse_unsound(tensors: Mapping[str, Tensor]) -> None:
-    """CheckpointError for a tensor with NaN or infinite numbers."""
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            bad = int((~torch.isfinite(tensor)).sum())
-            raise CheckpointError(f"{name} has {bad:,} numbers that are NaN or infinite; take an earlier checkpoint")
 
 
 def save_folder(
@@ -165,15 +158,21 @@ def load_folder(folder: Path) -> NezhaForPreTraining:
 
     CheckpointError when a file is missing or damaged, or the weights do not fit the config.
     """
-    model = NezhaForPreTraining(config_from_hf(_read_json(folder / CONFIG), origin=str(folder / CONFIG)))
+    config = config_from_hf(_read_json(folder / CONFIG), origin=str(folder / CONFIG))
     path = folder / WEIGHTS
+    if path.exists() and not path.is_file():
+        raise CheckpointError(f"{path} is no regular file; export again")
     try:
         tensors = safetensors.torch.load_file(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"{path} cannot be read ({error}); export again, or save the model with save_pretrained of transformers 4.x"
         ) from None
-    load_hf_state(model, tensors)
+    current = current_names(tensors)
+    refuse_other_sizes(config, current, str(folder / CONFIG))
+    refuse_unsound(current, path)
+    model = NezhaForPreTraining(config)
+    load_hf_state(model, current)
     return model.eval()
 
 
@@ -248,6 +247,9 @@ def _shortened(keys: list[str]) -> str:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}); name a folder that export wrote") from None
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} is no JSON object; name a folder that export wrote")
+    return values

@@ -38,7 +38,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     """Every tensor of the model in a folder, by the name that the file gives it, on the CPU.
 
     CheckpointError when there is no file of weights, more than one, or one that is damaged or holds more than tensors;
-    LaunchError when TensorFlow is needed and missing.
+    LaunchError when TensorFlow is needed and missing. Links are followed, as Hugging Face's cache is made of them.
     """
     for pattern, read in _READERS.items():
         found = sorted(folder.glob(pattern))
@@ -53,6 +53,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:
+    _refuse_no_file(path)
     try:
         return safetensors.torch.load_file(path)
     except (OSError, SafetensorError) as error:
@@ -60,6 +61,7 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _torch(path: Path) -> dict[str, Tensor]:
+    _refuse_no_file(path)
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
@@ -75,14 +77,32 @@ def _torch(path: Path) -> dict[str, Tensor]:
             loaded = loaded[key]
     if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise CheckpointError(f"{path} is no state dict (names to tensors); save model.state_dict()")
-    return {name.removeprefix("module."): tensor for name, tensor in loaded.items()}
+    for name, tensor in loaded.items():
+        _refuse_hollow(tensor, f"{path}: {name}")
+    return {str(name).removeprefix("module."): tensor for name, tensor in loaded.items()}
+
+
+def _refuse_no_file(path: Path) -> None:
+    # A pipe would be waited for, a device read for ever.
+    if path.exists() and not path.is_file():
+        raise CheckpointError(f"{path} is no regular file; copy the weights themselves there")
+
+
+def _refuse_hollow(tensor: Tensor, name: str) -> None:
+    """A pickle may tell a size that its numbers do not fill: four bytes seen a trillion times."""
+    if tensor.layout != torch.strided:
+        raise CheckpointError(f"{name} is sparse; save it dense")
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise CheckpointError(
+            f"{name} has the shape {tuple(tensor.shape)} and fewer numbers than that; save contiguous tensors"
+        )
 
 
 def _many(index: Path) -> dict[str, Tensor]:
     """The files that an index names, together."""
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+        names = sorted({str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{index} cannot be read ({error}); copy it again") from None
     if outside := [name for name in names if Path(name).name != name]:
         raise CheckpointError(f"{index} names a file outside its folder: {outside[0]!r}; do not use this model")

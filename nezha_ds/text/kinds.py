@@ -71,6 +71,9 @@ def open_tokenizer(folder: Path) -> AnyTokenizer:
     if not (folder / bert.file).exists() and (folder / FILE).exists():
         return ByteTokenizer(load_byte_vocabulary(folder / FILE))
     path = folder / "tokenizer_config.json"
-    # Where the folder does not say, as BERT-Chinese.
-    lowercase = json.loads(path.read_text(encoding="utf-8")).get("do_lower_case", True) if path.exists() else True
-    return bert.make(load_vocabulary(folder / bert.file), lowercase)
+    try:
+        # Where the folder does not say, as BERT-Chinese.
+        lowercase = json.loads(path.read_text(encoding="utf-8")).get("do_lower_case", True) if path.exists() else True
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise DataError(f"{path} cannot be read ({error}); export again, or copy it again") from None
+    return bert.make(load_vocabulary(folder / bert.file), lowercase is not False)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from nezha_ds.errors import CheckpointError, LaunchError
 from nezha_ds.files import make_folder, unwritable
+from nezha_ds.model.sound import refuse_unsound
+from nezha_ds.model.weights import read_weights
 from nezha_ds.train.checkpoint import MANIFEST, STATE, newest_sound
 from nezha_ds.train.folder import CHECKPOINTS
 from nezha_ds.train.ranks import Ranks
@@ -17,7 +19,8 @@ log = logging.getLogger(__name__)
 def export(run: Path, out: Path) -> Path:
     """Copy the model of a run's newest sound checkpoint into `out`, whole or not at all; the checkpoint it is of.
 
-    CheckpointError when the run has none, LaunchError when `out` is not empty or cannot be written.
+    CheckpointError when the run has none, or one whose weights are NaN, LaunchError when `out` is not empty or cannot
+    be written.
     """
     if not run.is_dir():
         raise CheckpointError(f"run folder {run} does not exist; name the run.folder of a recipe")
@@ -31,7 +34,11 @@ def export(run: Path, out: Path) -> Path:
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.copytree(checkpoint, temporary, ignore=shutil.ignore_patterns("moments-*", STATE, MANIFEST))
+        refuse_unsound(read_weights(temporary), checkpoint)
         temporary.replace(out)
+    except CheckpointError:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     except (OSError, shutil.Error) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise unwritable(out, error if error.strerror else OSError(0, str(error))) from None

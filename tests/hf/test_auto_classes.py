@@ -7,6 +7,7 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForMaskedLM,
+    AutoModelForMultipleChoice,
     AutoModelForNextSentencePrediction,
     AutoModelForPreTraining,
     AutoModelForQuestionAnswering,
@@ -19,6 +20,7 @@ from transformers import (
 )
 
 import nezha_ds.hf
+from nezha_ds.errors import CheckpointError
 from nezha_ds.model.fill_mask import fill_mask
 from nezha_ds.model.hf import load_folder, state_dict_to_hf
 from nezha_ds.model.relative import relative_rows
@@ -33,6 +35,7 @@ LOADS = [
     (AutoModelForNextSentencePrediction, set()),
     (AutoModelForSequenceClassification, {"classifier.weight", "classifier.bias"}),
     (AutoModelForTokenClassification, {"classifier.weight", "classifier.bias"}),
+    (AutoModelForMultipleChoice, {"classifier.weight", "classifier.bias"}),
     (AutoModelForQuestionAnswering, {"qa_outputs.weight", "qa_outputs.bias"}),
 ]
 
@@ -176,6 +179,58 @@ def test_trainer_fine_tunes_it(folder, tmp_path, checkpointing):
     with torch.no_grad():
         right = [tuned(**tokenizer(text, return_tensors="pt")).logits.argmax().item() for text in texts]
     assert sum(one == number % 2 for number, one in enumerate(right)) >= 60
+
+
+def test_of_several_choices_each_is_judged_as_if_alone(folder):
+    opened = AutoModelForMultipleChoice.from_pretrained(folder).eval()
+    ids = torch.tensor([[[2, 9, 3], [2, 11, 3]], [[2, 9, 12], [2, 40, 3]]])
+    found = opened(ids, attention_mask=(ids != 12).long(), labels=torch.tensor([1, 0]))
+    assert found.logits.shape == (2, 2)
+    alone = opened(ids[1:, :1], attention_mask=(ids != 12)[1:, :1].long())
+    torch.testing.assert_close(alone.logits[0, 0], found.logits[1, 0])
+    torch.testing.assert_close(found.loss, -found.logits.log_softmax(1)[[0, 1], [1, 0]].mean())
+    found.loss.backward()
+    words = opened.get_input_embeddings()(ids)
+    torch.testing.assert_close(opened(inputs_embeds=words, attention_mask=(ids != 12).long()).logits, found.logits)
+
+
+def test_probabilities_that_are_handed_out_are_those_in_the_graph(folder):
+    opened = AutoModel.from_pretrained(folder).eval()
+    found = opened(torch.tensor([[2, 9, 3]]), output_attentions=True)
+    (slope,) = torch.autograd.grad(found.last_hidden_state.square().sum(), found.attentions[0])
+    assert slope.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"input_ids": torch.tensor([[2, 71, 3]])}, "from 2 to 71, outside a vocabulary of 71; use the tokenizer"),
+        ({"input_ids": torch.tensor([[2, -1, 3]])}, "from -1 to 3, outside"),
+        ({"input_ids": torch.tensor([[2.0, 9.0]])}, r"input_ids are torch\.float32, not whole numbers"),
+        ({"input_ids": torch.tensor([[2, 9]]), "position_ids": torch.tensor([[1, 0]])}, "takes no position_ids"),
+        ({"input_ids": torch.tensor([[2, 9]]), "head_mask": torch.zeros(4)}, "takes no head_mask"),
+    ],
+    ids=["above", "below", "floats", "positions", "heads"],
+)
+def test_what_it_cannot_take_is_named(folder, arguments, message):
+    with pytest.raises((ValueError, IndexError), match=message):
+        AutoModelForMaskedLM.from_pretrained(folder)(**arguments)
+
+
+def test_it_is_no_decoder(folder):
+    config = AutoConfig.from_pretrained(folder)
+    config.is_decoder = True
+    with pytest.raises(ValueError, match="NEZHA is an encoder"):
+        AutoModel.from_config(config)
+
+
+def test_weights_that_are_no_numbers_are_named(folder, tmp_path):
+    model = AutoModelForMaskedLM.from_pretrained(folder)
+    with torch.no_grad():
+        model.nezha.encoder.layer[1].output.dense.bias[:2] = float("inf")
+    model.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"layer\.1\.output\.dense\.bias has 2 numbers that are NaN or infinite"):
+        AutoModelForMaskedLM.from_pretrained(tmp_path)
 
 
 def test_it_says_what_it_exports():

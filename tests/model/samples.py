@@ -1,12 +1,16 @@
 """Small models and batches for the tests of this room."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from nezha_ds.batch import IGNORE, Batch
+from nezha_ds.errors import NezhaError
+from nezha_ds.model.attention import BODIES
 from nezha_ds.model.config import NezhaConfig, preset
 from nezha_ds.model.heads import NezhaForPreTraining
 
@@ -16,6 +20,19 @@ SIZES = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48, "
 def small_config(**values: Any) -> NezhaConfig:
     """Two layers of width 32 over 71 words."""
     return preset("tiny", vocab_size=71, **(SIZES | values))
+
+
+def serving_bodies() -> list[str]:
+    """The attention bodies that can serve a clipped model on this machine."""
+
+    def serves(name: str) -> bool:
+        try:
+            NezhaForPreTraining(small_config(attention=name, max_relative_position=5))(random_batch([9, 4]))
+        except NezhaError:
+            return False
+        return True
+
+    return [name for name in BODIES if serves(name)]
 
 
 def lively_model(config: NezhaConfig, seed: int = 0) -> NezhaForPreTraining:
@@ -28,7 +45,9 @@ def lively_model(config: NezhaConfig, seed: int = 0) -> NezhaForPreTraining:
     return model
 
 
-def random_batch(lengths: list[int], vocab_size: int = 71, predictions: int = 3, pairs: bool = True) -> Batch:
+def random_batch(
+    lengths: list[int], vocab_size: int = 71, predictions: int = 3, pairs: bool = True, types: int = 2
+) -> Batch:
     """Rows of the given lengths, padded with 0; the last place of every row but the first predicts nothing."""
     generator = torch.Generator().manual_seed(sum(lengths))
 
@@ -42,7 +61,8 @@ def random_batch(lengths: list[int], vocab_size: int = 71, predictions: int = 3,
     positions[1:, -1], labels[1:, -1] = 0, IGNORE
     return Batch(
         input_ids=draw(vocab_size, size, length) * is_token,
-        token_type_ids=((torch.arange(length) >= length // 2) & is_token).long(),
+        token_type_ids=sum((torch.arange(length) >= length * part // types).long() for part in range(1, types))
+        * is_token,
         lengths=torch.tensor(lengths),
         mlm_positions=positions,
         mlm_labels=labels,
@@ -60,3 +80,10 @@ def span_batch() -> Batch:
     labels = batch.mlm_labels.clone().clamp(min=1)
     labels[positions == 0] = IGNORE
     return replace(batch, mlm_positions=positions, mlm_labels=labels, span_boundaries=torch.stack([left, right], dim=2))
+
+
+def save_batch(batch: Batch, path: Path, **more: int) -> None:
+    """The batch as NumPy's arrays, for an interpreter without this package."""
+    names = ("input_ids", "token_type_ids", "lengths", "mlm_positions", "mlm_labels", "next_sentence_labels")
+    arrays = {name: tensor.numpy() for name in names if (tensor := getattr(batch, name)) is not None}
+    np.savez(path, **arrays, **{name: np.array(value) for name, value in more.items()})

@@ -12,9 +12,9 @@ from nezha_ds.batch import Batch
 from nezha_ds.model.heads import NezhaForPreTraining
 from nezha_ds.model.hf import config_from_hf, hf_name, load_hf_state
 from nezha_ds.objectives import ObjectiveSettings, pretraining_losses
+from tests.model.samples import serving_bodies
 
 CASES = ["beyond", "within", "unusual"]
-BODIES = ["table", "reference"]
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def part(golden: dict[str, np.ndarray], prefix: str) -> dict[str, Tensor]:
     }
 
 
-@pytest.fixture(params=[(case, body) for case in CASES for body in BODIES], ids="-".join)
+@pytest.fixture(params=[(case, body) for case in CASES for body in serving_bodies()], ids="-".join)
 def run(request, golden):
     """The model after a backward pass, its batch and output, and Hugging Face's results."""
     case, body = request.param

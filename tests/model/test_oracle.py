@@ -1,9 +1,6 @@
 """transformers 4.57.6 itself, in an environment of its own: it opens our folders and we open its."""
 
 import json
-import os
-import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,31 +10,23 @@ import torch
 from nezha_ds.model.convert import convert
 from nezha_ds.model.hf import hf_name, load_folder, save_folder, state_dict_to_hf
 from nezha_ds.objectives import ObjectiveSettings, pretraining_losses
-from tests.model.samples import lively_model, random_batch, small_config
+from tests.model.samples import lively_model, random_batch, save_batch, small_config
 
-ROOT = Path(__file__).parent.parent.parent
-PYTHON = ROOT / ".venv-hf" / "bin" / "python"
 LENGTHS = [150, 90, 3]
 
 pytestmark = pytest.mark.oracle
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(oracle, tmp_path_factory):
     """Our export, the batch, and everything that oracle.py makes of them."""
-    if not PYTHON.exists():
-        if os.environ.get("CI") == "true":
-            pytest.fail(f"{PYTHON} is missing, and CI must compare with transformers; run make .venv-hf")
-        pytest.skip("make .venv-hf")
     folder = tmp_path_factory.mktemp("oracle")
     model, batch = lively_model(small_config(hidden_size=128)), random_batch(LENGTHS)
     save_folder(state_dict_to_hf(model), model.config, folder / "ours")
     more = lively_model(small_config(span_form="spanbert", sentence_order=True))
     save_folder(state_dict_to_hf(more), more.config, folder / "heads")
-    names = ("input_ids", "token_type_ids", "lengths", "mlm_positions", "mlm_labels", "next_sentence_labels")
-    np.savez(folder / "batch.npz", **{name: getattr(batch, name).numpy() for name in names})
-    finished = subprocess.run([PYTHON, "-m", "tests.model.oracle", folder], cwd=ROOT, capture_output=True, text=True)
-    assert finished.returncode == 0, finished.stderr
+    save_batch(batch, folder / "batch.npz")
+    oracle(folder)
     return folder
 
 

@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+import safetensors.torch
 import torch
 
 from nezha_ds.errors import CheckpointError, LaunchError
@@ -89,3 +90,15 @@ def test_a_place_below_a_file(run, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(LaunchError, match="cannot write"):
         export(run, tmp_path / "file" / "model")
+
+
+def test_a_run_that_has_diverged_is_not_exported(run, tmp_path):
+    step = run / "checkpoints" / "step-00000008"
+    weights = safetensors.torch.load_file(step / "model.safetensors")
+    weights["cls.predictions.bias"][7] = float("nan")
+    safetensors.torch.save_file(weights, step / "model.safetensors")
+    (step / "manifest.json").unlink()
+    checkpoints.checkpoint._commit(step, step.with_name("step-00000012"))  # it verifies: it was written so
+    with pytest.raises(CheckpointError, match=r"step-00000012: cls\.predictions\.bias has 1 numbers that are NaN"):
+        export(run, tmp_path / "model")
+    assert not [path for path in tmp_path.iterdir() if "model" in path.name]
