@@ -16,6 +16,10 @@ then bf16). This one: 67 and 330, 39 and 161. q times the table and `gather`, wi
 and 222, and its sums of up to L probabilities would run in bf16. q times the table spread along the diagonals by
 `as_strided`, which does a quarter of the multiplications: 112 and 456, 54 and 170, because memory passes cost more than
 products. The indexed cube: 67 and 478, 40 and 180.
+
+`banded` (banded.py) works in blocks on a CPU, `sdpa` (rotated.py) through torch's kernels where no distance is clipped,
+`triton` (clipped.py, kernels.py) through our own on a GPU: these keep no L x L tensor. `auto` takes of these what can
+compute the tensors at hand; a body asked for by name that cannot is refused when the model is built.
 """
 
 import importlib.util
@@ -89,16 +93,19 @@ def auto_attention(q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, mask: 
     return choose(q, table, dropout)(q, k, v, table, mask, dropout)
 
 
+def learned_attention(q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, mask: Tensor, dropout: Dropout) -> Tensor:
+    """The fastest body that gives the table its gradient."""
+    body = _fastest_on_cpu(q, table, dropout) if q.device.type == "cpu" else table_attention
+    return body(q, k, v, table, mask, dropout)
+
+
 def _fastest_on_cpu(q: Tensor, table: Tensor | None, dropout: Dropout) -> Body:
+    # torch's flash kernel for CPUs has no dropout, and its own dropout there takes longer than the products.
     if table is None and not dropout.active_rate:
-        return sdpa_attention  # torch's flash kernel for CPUs, which has no dropout
-    return _by_length(q)
-
-
-def _by_length(q: Tensor) -> Body:
-    # `banded` asks for numbers on the host, where a compiled graph would break, and in an exported one the length is a
-    # symbol: a choice by it would hold for the shorter ones only.
-    return banded_attention if not torch.compiler.is_compiling() and q.shape[2] >= LONG else table_attention
+        return sdpa_attention
+    # `banded` asks for numbers on the host, where a compiled or exported graph would break.
+    long = not torch.compiler.is_compiling() and q.shape[2] >= LONG
+    return banded_attention if long else table_attention
 
 
 def _fastest_on_gpu(q: Tensor, table: Tensor | None, dropout: Dropout) -> Body:
@@ -111,12 +118,6 @@ def _fastest_on_gpu(q: Tensor, table: Tensor | None, dropout: Dropout) -> Body:
 @torch.compiler.assume_constant_result
 def _gpu_runs_triton() -> bool:
     return HAS_TRITON and torch.cuda.get_device_capability() >= LEAST_CAPABILITY
-
-
-def learned_attention(q: Tensor, k: Tensor, v: Tensor, table: Tensor | None, mask: Tensor, dropout: Dropout) -> Tensor:
-    """The fastest body that gives a learned table its gradient and needs no sinusoids in it."""
-    body = _by_length(q) if q.device.type == "cpu" else table_attention
-    return body(q, k, v, table, mask, dropout)
 
 
 BODIES: dict[str, Body] = {
@@ -135,13 +136,12 @@ def attention_body(config: NezhaConfig) -> Body:
     name = config.attention
     if (reason := REFUSALS.get(name, _accept)(config)) is not None:
         raise ConfigError(f"attention = {name!r} {reason}; take attention = 'auto'")
-    if name == "auto" and config.positions == "learned-relative":
-        return learned_attention
-    return BODIES[name]
+    learned = config.positions == "learned-relative"
+    return learned_attention if name == "auto" and learned else BODIES[name]
 
 
 def _accept(_: NezhaConfig) -> None:
-    """What `auto`, `table` and `reference` answer to every model."""
+    """What the others answer to every model."""
 
 
 def _refuse_sdpa(config: NezhaConfig) -> str | None:
@@ -151,9 +151,7 @@ def _refuse_sdpa(config: NezhaConfig) -> str | None:
             f"needs a position for every distance, and max_position_embeddings = {longest} is more than "
             f"max_relative_position + 1 = {clip + 1}, beyond which distances look alike"
         )
-    if config.positions == "learned-relative":
-        return "needs positions that are sinusoids or absolute, not 'learned-relative'"
-    return None
+    return "gives no gradient to learned positions" if config.positions == "learned-relative" else None
 
 
 def _refuse_triton(config: NezhaConfig) -> str | None:

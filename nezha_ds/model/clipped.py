@@ -5,9 +5,9 @@ are, with no break of the graph. Results lie as (B, L, N, H) in memory, so that 
 Dropout's seed is drawn on the device from torch's generator: no host sync, and a layer that is computed again for
 its gradient (activation checkpointing) draws it again.
 
-Block sizes are chosen by what ptxas makes of the kernels for sm_90, not yet by timing: where heads have 64 features no
-loop spills registers and two blocks fit a multiprocessor; of those of 128, each fits the 99 KiB of shared memory of an
-A10. `python -m tests.model.compile_kernels` tells, and `tests/gpu/run.sh` has rows for timing others.
+The block sizes are chosen by what ptxas reports (`python -m tests.model.compile_kernels`): with heads of 64 on an H100
+nothing is spilled, and 99 KiB of shared memory, which an A10 has, are enough for all. Not yet by timing, for which
+`tests/gpu/run.sh` has rows.
 
 B batch, N heads, L length, H head size, R rows of the table.
 """
@@ -36,9 +36,9 @@ class Tiles(NamedTuple):
     stages: int
 
 
-FORWARD = {16: Tiles(64, 64, 4, 3), 32: Tiles(64, 64, 4, 3), 64: Tiles(64, 64, 4, 3), 128: Tiles(64, 32, 8, 2)}
-QUERIES = {16: Tiles(64, 64, 4, 2), 32: Tiles(64, 64, 4, 2), 64: Tiles(64, 64, 4, 2), 128: Tiles(32, 32, 4, 2)}
-KEYS = {16: Tiles(32, 64, 4, 2), 32: Tiles(32, 64, 4, 2), 64: Tiles(32, 64, 4, 2), 128: Tiles(32, 32, 4, 2)}
+FORWARD = {16: Tiles(128, 32, 8, 3), 32: Tiles(128, 32, 8, 3), 64: Tiles(128, 32, 8, 3), 128: Tiles(64, 32, 8, 2)}
+BACKWARD_QUERIES = {16: Tiles(64, 64, 4, 2), 32: Tiles(64, 64, 4, 2), 64: Tiles(64, 32, 4, 2), 128: Tiles(32, 32, 4, 2)}
+BACKWARD_KEYS = {16: Tiles(64, 64, 4, 2), 32: Tiles(64, 64, 4, 2), 64: Tiles(32, 64, 4, 2), 128: Tiles(32, 32, 4, 2)}
 """By head size, for 16 bits; fp32 takes half the queries and keys."""
 
 
@@ -88,7 +88,7 @@ def _kernels() -> Any:
 def _tiles(choices: dict[int, Tiles], q: Tensor, table: Tensor) -> Tiles:
     tiles = choices[q.shape[3]]
     half = 2 if q.dtype == torch.float32 else 1
-    return tiles._replace(queries=max(16, min(tiles.queries // half, _anchor(table))), keys=tiles.keys // half)
+    return tiles._replace(queries=min(tiles.queries // half, _anchor(table)), keys=tiles.keys // half)
 
 
 def _anchor(table: Tensor) -> int:
@@ -168,10 +168,10 @@ def _slopes(
     notes = logs.new_empty(5, batch, heads, length)
     strides = *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3], mask.stride(0), *passed.stride()[:3]
     tensors = q, k, v, mask, table, seed, out, logs, passed, d_q, turned, notes
-    tiles = _tiles(QUERIES, q, table)
+    tiles = _tiles(BACKWARD_QUERIES, q, table)
     _launch(_kernels()._backward_queries, -(-length // tiles.queries), tiles, tensors, strides, q, cut, scale, table)
     tensors = q, k, v, mask, table, seed, logs, passed, d_k, d_v, turned, notes
-    tiles = _tiles(KEYS, q, table)
+    tiles = _tiles(BACKWARD_KEYS, q, table)
     _launch(_kernels()._backward_keys, -(-length // tiles.keys), tiles, tensors, strides, q, cut, scale, table)
     return d_q, d_k, d_v
 

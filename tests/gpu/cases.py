@@ -21,9 +21,9 @@ SIDES: dict[str, str] = {
 """By name: what it is."""
 
 TILES: dict[str, tuple[tuple[int, int, int, int], ...]] = {
-    "FORWARD": ((64, 64, 4, 3), (128, 32, 8, 3), (128, 64, 8, 3), (128, 64, 8, 2), (64, 32, 4, 3), (128, 32, 8, 2)),
-    "QUERIES": ((64, 64, 4, 2), (64, 32, 4, 2), (128, 32, 8, 2), (64, 32, 8, 2), (64, 64, 8, 2)),
-    "KEYS": ((32, 64, 4, 2), (64, 64, 4, 2), (32, 128, 8, 2), (32, 64, 8, 2), (64, 64, 8, 2)),
+    "FORWARD": ((128, 32, 8, 3), (128, 64, 8, 3), (128, 64, 8, 2), (64, 64, 4, 3), (64, 32, 4, 3), (128, 32, 8, 2)),
+    "BACKWARD_QUERIES": ((64, 32, 4, 2), (64, 64, 4, 2), (128, 32, 8, 2), (64, 32, 8, 2), (64, 64, 8, 2)),
+    "BACKWARD_KEYS": ((32, 64, 4, 2), (64, 64, 4, 2), (32, 128, 8, 2), (32, 64, 8, 2), (64, 64, 8, 2)),
 }
 """Choices of queries, keys, warps and stages for heads of 64, by the table in clipped.py; the one in use is first."""
 
@@ -117,6 +117,6 @@ def tile_sides() -> tuple[str, ...]:
 
 def quick_groups(compiled: bool = False) -> list[Group]:
     """A dry run on any device in a few seconds: every kind and every side."""
-    one = Group("step", "tiny", 32, "bf16", tuple(SIDES), compiled, rounds=1, warm_up=0)
-    limit = Group("limit", "tiny", 32, "bf16", ("triton", "table", "bert", "hf-nezha"), most=4)
+    one = Group("step", "tiny", 32, "bf16", tuple(SIDES), compiled, 600.0, rounds=1, warm_up=0)
+    limit = Group("limit", "tiny", 32, "bf16", ("triton", "table", "bert", "hf-nezha"), seconds=600.0, most=4)
     return [one, limit, Group("tiles", "tiny", 32, "bf16", tile_sides()[:1])]

@@ -187,12 +187,12 @@ def test_a_dry_run_ends_with_rows_of_every_kind(tmp_path):
     """The whole script, on the CPU. What this version of ours or of transformers has not, is a row that says so."""
     rows = tmp_path / "rows.jsonl"
     done = subprocess.run(
-        ["tests/gpu/run.sh", "--device", "cpu", "--quick", "--rows", str(rows)],
+        ["tests/gpu/run.sh", "--device", "cpu", "--quick", "--seconds", "3000", "--rows", str(rows)],
         cwd=REPOSITORY,
         env=os.environ | {"PYTHON": sys.executable, "WHEELS": str(tmp_path), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=850,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]

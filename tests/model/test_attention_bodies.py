@@ -9,6 +9,7 @@ from nezha_ds.model.attention import (
     BODIES,
     attention_body,
     auto_attention,
+    learned_attention,
     plain_attention,
     reference_attention,
     table_attention,
@@ -35,7 +36,7 @@ def test_sdpa_is_the_reference_for_the_papers_own_rows(lengths, size, dtype):
 def test_sdpa_is_the_reference_for_released_rows_while_none_is_clipped(lengths, dtype):
     # The released table is exact to 4e-6, and turning by two of its rows errs twice.
     arguments = inputs(lengths, heads=2, size=64, dtype=dtype)
-    assert_no_worse(sdpa_attention, reference_attention, arguments, factor=1.2, floor=1e-5)
+    assert_no_worse(sdpa_attention, reference_attention, arguments, factor=1.2, floor=3e-5)
 
 
 @pytest.mark.parametrize("name", ["banded", "sdpa"])
@@ -147,7 +148,7 @@ def test_what_only_the_call_can_tell_is_refused_there():
 @pytest.mark.parametrize(
     ("positions", "body"),
     [
-        ("learned-relative", table_attention),
+        ("learned-relative", learned_attention),
         ("learned-absolute", auto_attention),
         ("functional-relative", auto_attention),
     ],
