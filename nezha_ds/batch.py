@@ -31,6 +31,8 @@ class Batch:
     """(B,): the plan's number of each sample, for audits and replays."""
     next_sentence_labels: Tensor | None = None
     """(B,): 0 the real next segment, 1 a random one; IGNORE for a sample without text."""
+    sentence_order_labels: Tensor | None = None
+    """(B,): 0 two segments in their order, 1 swapped; IGNORE for a sample without text or of one segment."""
     span_boundaries: Tensor | None = None
     """(B, P, 2): the positions beside the span that a prediction lies in, left and right; 0 without a prediction."""
 

@@ -1,4 +1,4 @@
-"""What pretraining minimises: masked-language-model and next-sentence losses, from (output, batch).
+"""What pretraining minimises, from (output, batch): masked words, next sentence, sentence order, spans.
 
 Losses are means over the predictions of a micro-batch, in fp32 whatever the model's dtype: a softmax over 21,128 bf16
 scores would lose the third digit. Nothing here waits for the device; counts and hits stay tensors, so that a caller
@@ -7,7 +7,7 @@ can sum them over micro-batches and ranks before it divides.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -27,17 +27,34 @@ class ObjectiveSettings(Settings):
     """Masked-language model."""
     nsp: float = Field(default=0.0, ge=0)
     """Next sentence; needs samples cut as segment or sentence pairs."""
+    sop: float = Field(default=0.0, ge=0)
+    """Sentence order, ALBERT's: which of two segments came first; needs such pairs and data.pairing=sentence-order."""
+    span: float = Field(default=0.0, ge=0)
+    """What a masked span held, told from the tokens beside it; needs masking.method=span."""
+    span_form: Literal["nezha", "spanbert"] = "nezha"
+    """How the place in the span is told: by NEZHA's relative position encodings of it to both tokens beside the span,
+    which are not learned, or by SpanBERT's learned offset from the left one."""
 
     @model_validator(mode="after")
     def _something_to_minimise(self) -> Self:
-        if not (self.mlm or self.nsp):
+        if not self.weights:
             raise ValueError("all weights are 0, so there is nothing to minimise; set objective.mlm=1")
+        if self.nsp and self.sop:
+            raise ValueError(
+                f"nsp {self.nsp} and sop {self.sop} want different second segments; set objective.nsp=0 or "
+                "objective.sop=0"
+            )
         return self
 
     @property
     def weights(self) -> dict[str, float]:
         """The objectives that are computed, with their weights."""
-        return {name: weight for name, weight in self.model_dump().items() if weight}
+        return {name: weight for name in OBJECTIVES if (weight := getattr(self, name))}
+
+    @property
+    def heads(self) -> dict[str, Any]:
+        """What the model's config says of heads that these objectives need besides BERT's two."""
+        return {"span_form": self.span_form if self.span else None, "sentence_order": self.sop > 0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,16 +99,46 @@ def _nsp_labels(batch: Batch) -> Tensor:
     return batch.next_sentence_labels
 
 
+def _sop_logits(output: PreTrainingOutput) -> Tensor:
+    assert output.sop_logits is not None, "the model's config was not told of ObjectiveSettings.heads"
+    return output.sop_logits
+
+
+def _sop_labels(batch: Batch) -> Tensor:
+    if batch.sentence_order_labels is None:
+        raise ConfigError(
+            "objective.sop is above 0, but these samples are not pairs whose order is asked; set objective.sop=0, or "
+            "data.format=segment-pair and data.pairing=sentence-order"
+        )
+    return batch.sentence_order_labels
+
+
+def _span_logits(output: PreTrainingOutput) -> Tensor:
+    assert output.span_logits is not None, "the model's config was not told of ObjectiveSettings.heads"
+    return output.span_logits.flatten(0, 1)
+
+
+def _span_labels(batch: Batch) -> Tensor:
+    if batch.span_boundaries is None:
+        raise ConfigError(
+            "objective.span is above 0, but these masks do not tell what stands beside a span; set "
+            "masking.method=span or objective.span=0"
+        )
+    return batch.mlm_labels.flatten()
+
+
 # Labels (predictions,) of a batch, and the scores (predictions, classes) that a model gives for them.
-_OBJECTIVES: dict[str, tuple[Callable[[Batch], Tensor], Callable[[PreTrainingOutput], Tensor]]] = {
+OBJECTIVES: dict[str, tuple[Callable[[Batch], Tensor], Callable[[PreTrainingOutput], Tensor]]] = {
     "mlm": (_mlm_labels, _mlm_logits),
     "nsp": (_nsp_labels, _nsp_logits),
+    "sop": (_sop_labels, _sop_logits),
+    "span": (_span_labels, _span_logits),
 }
 
 
 def count_predictions(batch: Batch, settings: ObjectiveSettings) -> dict[str, int]:
     """Predictions of a micro-batch by objective, while it is still on the CPU."""
-    return {name: int((_OBJECTIVES[name][0](batch) != IGNORE).sum()) for name in settings.weights}
+    return {name: int((OBJECTIVES[name][0](batch) != IGNORE).sum()) for name in settings.weights}
 
 
 def pretraining_losses(
@@ -105,7 +152,7 @@ def pretraining_losses(
     counts: dict[str, Tensor] = {}
     hits: dict[str, Tensor] = {}
     for name in settings.weights:
-        labels, logits = _OBJECTIVES[name][0](batch), _OBJECTIVES[name][1](output)
+        labels, logits = OBJECTIVES[name][0](batch), OBJECTIVES[name][1](output)
         counts[name] = (labels != IGNORE).sum()
         losses[name] = _mean_loss(logits.float(), labels, counts[name])
         hits[name] = (logits.detach().argmax(dim=-1) == labels).sum()

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -6,8 +7,8 @@ import torch
 from nezha_ds.batch import IGNORE
 from nezha_ds.errors import ConfigError
 from nezha_ds.model.heads import PreTrainingOutput
-from nezha_ds.objectives import ObjectiveSettings, pretraining_losses
-from tests.model.samples import random_batch
+from nezha_ds.objectives import ObjectiveSettings, count_predictions, pretraining_losses
+from tests.model.samples import random_batch, small_config
 
 
 @pytest.fixture
@@ -77,6 +78,26 @@ def test_next_sentences_need_pairs(output):
     batch = random_batch([12, 9, 5], predictions=4, pairs=False)
     with pytest.raises(ConfigError, match=r"not pairs; set objective\.nsp=0, or cut"):
         pretraining_losses(PreTrainingOutput(output.mlm_logits, None), batch, ObjectiveSettings(nsp=1.0))
+
+
+def test_spans_are_predicted_where_masked_words_are_and_need_to_know_what_is_beside_them(batch, output):
+    everything = ObjectiveSettings(mlm=1.0, span=0.5)
+    with pytest.raises(ConfigError, match=r"set masking\.method=span or objective\.span=0"):
+        pretraining_losses(output, batch, everything)
+    batch = replace(batch, span_boundaries=torch.zeros(3, 4, 2, dtype=torch.int64))
+    # The same scores for both: the same loss, counted over the same places.
+    losses = pretraining_losses(output._replace(span_logits=output.mlm_logits), batch, everything)
+    assert losses.parts["span"] == losses.parts["mlm"]
+    assert losses.total.item() == pytest.approx(1.5 * losses.parts["mlm"].item(), rel=1e-6)
+    assert losses.counts["span"].item() == 10 < batch.mlm_labels.numel()
+    assert count_predictions(batch, everything) == {"mlm": 10, "span": 10}
+
+
+def test_heads_are_asked_for_by_the_weights():
+    assert ObjectiveSettings().heads == ObjectiveSettings(span_form="spanbert").heads
+    assert small_config(**ObjectiveSettings().heads) == small_config()
+    assert ObjectiveSettings(span=0.1, span_form="spanbert").heads["span_form"] == "spanbert"
+    assert ObjectiveSettings(sop=0.1).heads == {"span_form": None, "sentence_order": True}
 
 
 def test_nothing_to_minimise_is_refused():

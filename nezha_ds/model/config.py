@@ -99,9 +99,12 @@ class ModelSettings(Settings):
         """H = D / N."""
         return self.hidden_size // self.num_attention_heads
 
-    def resolve(self, vocab_size: int, pad_token_id: int = 0) -> "NezhaConfig":
-        """The whole description of a model whose vocabulary has `vocab_size` entries, that one for padding."""
-        told = {"vocab_size": vocab_size, "pad_token_id": pad_token_id}
+    def resolve(self, vocab_size: int, pad_token_id: int = 0, **heads: Any) -> "NezhaConfig":
+        """The whole description of a model whose vocabulary has `vocab_size` entries, that one for padding.
+
+        `heads` are those that an objective needs besides BERT's two: `ObjectiveSettings.heads`.
+        """
+        told = {"vocab_size": vocab_size, "pad_token_id": pad_token_id, **heads}
         return build(NezhaConfig, self.model_dump() | told, origin="[model]")
 
 
@@ -112,6 +115,10 @@ class NezhaConfig(ModelSettings):
     """V: entries of the vocabulary."""
     pad_token_id: int = Field(default=0, ge=0)
     """Id of [PAD]; its embedding starts at zero and gets no gradient from the input side."""
+    span_form: Literal["nezha", "spanbert"] | None = None
+    """The form of the head that predicts spans, where there is one."""
+    sentence_order: bool = False
+    """Whether there is a head that judges the order of two segments."""
 
     @model_validator(mode="after")
     def _padding_is_in_the_vocabulary(self) -> Self:

@@ -4,8 +4,8 @@
     BERT                                          without its absolute positions: a start for training, not a NEZHA yet
     TensorFlow's checkpoints of either            with the tanh GELU that TensorFlow's code computes
 
-Nothing is lost in silence: `Conversion.told` says what was dropped, what was missing and starts afresh, and how many
-rows another vocabulary kept. What cannot be explained is refused.
+Nothing is lost in silence: what `convert` returns says what was dropped, what was missing and starts afresh, and how
+many rows another vocabulary kept. What cannot be explained is refused.
 """
 
 import io
@@ -25,6 +25,7 @@ from nezha_ds.model.config import NezhaConfig
 from nezha_ds.model.heads import NezhaForPreTraining
 from nezha_ds.model.hf import (
     CONFIG,
+    HEADS,
     WORDS,
     config_from_hf,
     config_to_hf,
@@ -44,6 +45,7 @@ HUAWEI_CONFIG = "bert_config.json"
 VOCABULARY = "vocab.txt"
 POSITIONS = "nezha.embeddings.position_embeddings.weight"
 OUTPUT_BIAS = "cls.predictions.bias"
+SPAN_BIAS = "cls.span.bias"
 
 Form = Literal["huggingface", "huawei"]
 
@@ -109,10 +111,14 @@ def read_foreign(folder: Path, activation: str | None = None) -> Foreign:
         activation = "gelu_tanh"
         told.append("GELU by tanh: TensorFlow's code computes it so")
     refuse_unsound(tensors)
+    config = _config_of(values, activation, origin)
+    if heads := [head for head, setting in HEADS.items() if not getattr(config, setting) and _any_of(head, tensors)]:
+        told.append(f"heads dropped, as the config does not name them: {', '.join(heads)}")
+        dropped += [name for name in tensors if name.startswith(tuple(f"{head}." for head in heads))]
     lowercase = _read_json(folder / "tokenizer_config.json", {}).get("do_lower_case", True)
     path = folder / VOCABULARY
     return Foreign(
-        config=_config_of(values, activation, origin),
+        config=config,
         tensors={name: tensor.float() for name, tensor in tensors.items() if name not in dropped},
         vocabulary=load_vocabulary(path) if path.exists() else None,
         lowercase=lowercase is not False,
@@ -151,6 +157,10 @@ def _with_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A bare encoder's names under the prefix that they have in a whole model."""
     bare = re.compile(r"^(embeddings|encoder|pooler)\.")
     return {f"nezha.{name}" if bare.match(name) else name: tensor for name, tensor in tensors.items()}
+
+
+def _any_of(head: str, tensors: Mapping[str, Tensor]) -> bool:
+    return any(name.startswith(f"{head}.") for name in tensors)
 
 
 # ------------------------------------------------------------------------------------------------------- the vocabulary
@@ -192,7 +202,7 @@ def _resized(foreign: Foreign, own: Vocabulary, target: Vocabulary) -> Foreign:
     shared = old >= 0
     fresh = state_dict_to_hf(NezhaForPreTraining(foreign.config))
     tensors = dict(foreign.tensors)
-    for name in (WORDS, OUTPUT_BIAS):
+    for name in (WORDS, OUTPUT_BIAS, SPAN_BIAS):
         if name in tensors:
             rows = fresh[name].clone()
             rows[shared] = tensors[name][old[shared]]

@@ -1,4 +1,7 @@
-"""NEZHA with the two heads of pretraining. B batch, P predicted positions, D hidden, V vocabulary.
+"""NEZHA with the heads of pretraining. B batch, P predicted positions, D hidden, V vocabulary.
+
+The masked-language and the next-sentence head are always there, as BERT's folders have them; a head for spans or for
+the order of sentences is where the config says so.
 
 The masked-language-model head sees the P predicted positions only, not all L: at L = 128 that is 20 of 128 rows of the
 product with the vocabulary, which is the largest of a four-layer model.
@@ -13,6 +16,7 @@ from torch import Tensor, nn
 from nezha_ds.batch import Batch
 from nezha_ds.model.config import NezhaConfig
 from nezha_ds.model.nezha import Nezha, activation, initialise
+from nezha_ds.model.span import SpanHead
 
 
 class PreTrainingOutput(NamedTuple):
@@ -22,6 +26,10 @@ class PreTrainingOutput(NamedTuple):
     """(B, P, V): scores of the vocabulary at `batch.mlm_positions`, also at places that predict nothing."""
     nsp_logits: Tensor | None
     """(B, 2): scores of 0, the real next segment, and 1, a random one; None where the batch has no such labels."""
+    sop_logits: Tensor | None = None
+    """(B, 2): scores of 0, the segments in their order, and 1, swapped; None without the head or without labels."""
+    span_logits: Tensor | None = None
+    """(B, P, V): what `mlm_logits` are, from the tokens beside the spans; None without the head or the boundaries."""
 
 
 class NezhaForPreTraining(nn.Module):
@@ -33,14 +41,24 @@ class NezhaForPreTraining(nn.Module):
         self.encoder = Nezha(config)
         self.mlm = MaskedLanguageModelHead(config)
         self.nsp = nn.Linear(config.hidden_size, 2)
+        # Last, so that the weights before them are drawn alike with and without them.
+        self.sop = nn.Linear(config.hidden_size, 2) if config.sentence_order else None
+        self.span = SpanHead(config) if config.span_form else None
         initialise(self, config.initializer_range, seed)
 
     def forward(self, batch: Batch) -> PreTrainingOutput:
-        """Scores for the batch's masked positions and, where it has labels for it, its segment pairs."""
+        """Scores for the batch's masked positions and, where it has labels or boundaries, its pairs and its spans."""
         hidden = self.encoder(batch.input_ids, batch.token_type_ids, batch.lengths)
-        mlm_logits = self.mlm(hidden, batch.mlm_positions, self.encoder.embeddings.words.weight)
-        with_pairs = batch.next_sentence_labels is not None
-        return PreTrainingOutput(mlm_logits, self.nsp(self.encoder.pool(hidden)) if with_pairs else None)
+        words = self.encoder.embeddings.words.weight
+        nsp_logits = sop_logits = span_logits = None
+        if batch.next_sentence_labels is not None:
+            nsp_logits = self.nsp(self.encoder.pool(hidden))
+        if self.sop is not None and batch.sentence_order_labels is not None:
+            sop_logits = self.sop(self.encoder.pool(hidden))
+        if self.span is not None and batch.span_boundaries is not None:
+            span_logits = self.span(hidden, batch.mlm_positions, batch.span_boundaries, words)
+        mlm_logits = self.mlm(hidden, batch.mlm_positions, words)
+        return PreTrainingOutput(mlm_logits, nsp_logits, sop_logits, span_logits)
 
 
 class MaskedLanguageModelHead(nn.Module):

@@ -55,6 +55,12 @@ NAMES: dict[str, str] = {
     "mlm.dense": "cls.predictions.transform.dense",
     "mlm.norm": "cls.predictions.transform.LayerNorm",
     "nsp": "cls.seq_relationship",
+    # Nobody else has these: transformers passes over them.
+    "sop": "cls.sentence_order",
+    "span": "cls.span",
+    "span.place.offsets": "cls.span.offset_embeddings",
+    "span.layers.{}.dense": "cls.span.transform.{}.dense",
+    "span.layers.{}.norm": "cls.span.transform.{}.LayerNorm",
 }
 
 # What older files call it, and what they hold besides; None is dropped on purpose.
@@ -79,6 +85,8 @@ _NOT_OF_BERT = {"positions", "norm", "max_relative_position"}
 RELEASED = ("functional-relative", "post")  # positions and norm
 VARIANT = "nezha_ds"
 MODEL_TYPES = ("nezha", "bert", VARIANT)
+HEADS: dict[str, str] = {"cls.sentence_order": "sentence_order", "cls.span": "span_form"}
+"""Heads besides BERT's two, and the setting that says whether a model has one."""
 
 
 def hf_name(name: str) -> str:
@@ -112,7 +120,12 @@ def load_hf_state(model: NezhaForPreTraining, tensors: Mapping[str, Tensor]) -> 
     }
     if any(problems.values()):
         told = "; ".join(f"{kind}: {_shortened(keys)}" for kind, keys in problems.items() if keys)
-        raise CheckpointError(f"these weights are not of this model ({told}); use the config.json they came with")
+        way_out = "use the config.json they came with"
+        if not problems["of another shape"] and all(
+            name.startswith("cls.") for name in (*problems["missing"], *problems["unexpected"])
+        ):
+            way_out += ", or `nezha-ds convert`, which drops heads that it does not name and starts missing ones afresh"
+        raise CheckpointError(f"these weights are not of this model ({told}); {way_out}")
     refuse_unsound(theirs)
     with torch.no_grad():
         for name, parameter in ours.items():
@@ -174,6 +187,8 @@ def config_to_hf(config: NezhaConfig) -> dict[str, Any]:
     kind = model_type(config)
     values = config.model_dump(exclude=_OURS_ALONE | (_NOT_OF_BERT if kind == "bert" else set()))
     values["hidden_act"] = ACTIVATIONS[config.hidden_act]
+    # Named only where there is such a head.
+    values = {name: value for name, value in values.items() if name not in HEADS.values() or value}
     architecture = "BertForPreTraining" if kind == "bert" else "NezhaForPreTraining"
     return {"model_type": kind, "architectures": [architecture], **values}
 

@@ -57,9 +57,11 @@ class Record(_Event):
     loss: float
     """Mean total loss over the interval, in nats."""
     losses: Mapping[str, float]
-    """The same by objective: `mlm`, `nsp`, `span`."""
-    mlm_accuracy: float
-    """Share of masked tokens that were predicted, 0 to 1."""
+    """The same by objective: `mlm`, `nsp`, `sop`, `span`."""
+    accuracies: Mapping[str, float]
+    """Share of predictions that were right by objective, 0 to 1."""
+    predictions: Mapping[str, int]
+    """How many there were, by objective."""
     grad_norm: float | None
     """Global gradient norm before clipping at the last step; None where the engine does not compute it."""
     learning_rate: float
@@ -107,8 +109,14 @@ class Evaluation(_Event):
     """`heldout`, or `heldout/NAME` for one of several sources."""
     loss: float
     losses: Mapping[str, float]
-    mlm_accuracy: float
+    accuracies: Mapping[str, float]
+    predictions: Mapping[str, int]
     seconds: float
+
+    @property
+    def mlm_accuracy(self) -> float:
+        """Share of masked tokens that were predicted, 0 to 1; 0 where none were to be."""
+        return self.accuracies.get("mlm", 0.0)
 
 
 class Save(_Event):

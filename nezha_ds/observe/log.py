@@ -3,12 +3,12 @@
 Rank 0 talks; the other ranks only warn. On a terminal the line is the tail of a progress bar; in a file, under a
 launcher or a scheduler, it is a plain line:
 
-    step 120/2000 · loss 7.123 (mlm 6.511, nsp 0.612) · acc 3.2% · lr 1.0e-03 · scale 65536 · 8.4k tok/s · data 0% · …
+    step 120/2000 · loss 7.123 (mlm 6.511, nsp 0.612) · acc mlm 3.2%, nsp 58.1% · lr 1.0e-03 · 8.4k tok/s · data 0% · …
 """
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from rich.console import Console as Terminal
 from rich.progress import BarColumn, Progress, TextColumn
@@ -96,7 +96,7 @@ def record_line(record: Record, target_steps: int, remaining: float | None = Non
 def _record_parts(record: Record, target_steps: int, remaining: float | None) -> Iterator[str]:
     yield f"step {record.step}/{target_steps}"
     yield f"loss {_losses(record)}"
-    yield f"acc {record.mlm_accuracy:.1%}"
+    yield f"acc {accuracies(record.accuracies)}"
     yield f"lr {record.learning_rate:.1e}"
     if record.loss_scale is not None:
         yield f"scale {record.loss_scale:g}"
@@ -118,7 +118,7 @@ def event_line(event: Start | Evaluation | Save) -> str:
             )
         case Evaluation():
             return (
-                f"step {event.step} · {event.split} loss {_losses(event)} · acc {event.mlm_accuracy:.1%} · "
+                f"step {event.step} · {event.split} loss {_losses(event)} · acc {accuracies(event.accuracies)} · "
                 f"{event.seconds:.1f} s"
             )
         case Save():
@@ -142,6 +142,12 @@ def clock(seconds: float) -> str:
     if days:
         return f"{days}d {hour:02}:{minute:02}:{second:02}"
     return f"{hour}:{minute:02}:{second:02}" if hour else f"{minute}:{second:02}"
+
+
+def accuracies(shares: Mapping[str, float]) -> str:
+    """Shares of right predictions; with their objectives where there are several, or another than masked words."""
+    named = list(shares) != ["mlm"]
+    return ", ".join(f"{name} {share:.1%}" if named else f"{share:.1%}" for name, share in shares.items())
 
 
 def _losses(event: Record | Evaluation) -> str:

@@ -18,7 +18,8 @@ from nezha_ds.observe.events import Evaluation, Event, Record, Save, Start
 Kind = Literal["counter", "gauge", "histogram", "info"]
 
 PHASES: tuple[str, ...] = ("data_wait", "forward", "backward", "optimizer", "evaluation", "checkpoint")
-OBJECTIVES = ("total", "mlm", "nsp", "span")
+OBJECTIVES = ("mlm", "nsp", "sop", "span")
+LOSSES = ("total", *OBJECTIVES)
 UNITS = ("seconds", "ratio", "bytes")
 ANY: tuple[str, ...] = ()
 """A label whose values are not known beforehand."""
@@ -102,9 +103,20 @@ TABLE: tuple[Metric, ...] = (
         "nezha_train_loss",
         "gauge",
         "Mean loss since the last log step, in nats",
+        labels={"objective": LOSSES},
+    ),
+    Metric(
+        "nezha_train_accuracy_ratio",
+        "gauge",
+        "Share of predictions that were right since the last log step",
         labels={"objective": OBJECTIVES},
     ),
-    Metric("nezha_train_mlm_accuracy_ratio", "gauge", "Share of masked tokens predicted since the last log step"),
+    Metric(
+        "nezha_train_predictions_total",
+        "counter",
+        "Predictions made by this attempt: masked tokens, or pairs",
+        labels={"objective": OBJECTIVES},
+    ),
     Metric("nezha_train_grad_norm", "gauge", "Global gradient norm before clipping; absent where it is not computed"),
     Metric("nezha_train_learning_rate", "gauge", "Learning rate"),
     Metric("nezha_train_loss_scale", "gauge", "Dynamic loss scale; absent without fp16"),
@@ -127,13 +139,19 @@ TABLE: tuple[Metric, ...] = (
         "nezha_eval_loss",
         "gauge",
         "Loss of the last evaluation, in nats",
+        labels={"split": ANY, "objective": LOSSES},
+    ),
+    Metric(
+        "nezha_eval_accuracy_ratio",
+        "gauge",
+        "Share of predictions that were right in the last evaluation",
         labels={"split": ANY, "objective": OBJECTIVES},
     ),
     Metric(
-        "nezha_eval_mlm_accuracy_ratio",
+        "nezha_eval_predictions",
         "gauge",
-        "Share of masked tokens predicted in the last evaluation",
-        labels={"split": ANY},
+        "Predictions of the last evaluation",
+        labels={"split": ANY, "objective": OBJECTIVES},
     ),
     Metric("nezha_eval_last_timestamp_seconds", "gauge", "End of the last evaluation", labels={"split": ANY}),
     Metric(
@@ -211,7 +229,10 @@ def _of_progress(event: Record) -> Iterator[Value]:
 def _of_numerics(event: Record) -> Iterator[Value]:
     for objective, loss in {"total": event.loss, **event.losses}.items():
         yield Value("nezha_train_loss", loss, {"objective": objective})
-    yield Value("nezha_train_mlm_accuracy_ratio", event.mlm_accuracy)
+    for objective, accuracy in event.accuracies.items():
+        yield Value("nezha_train_accuracy_ratio", accuracy, {"objective": objective})
+    for objective, count in event.predictions.items():
+        yield Value("nezha_train_predictions_total", count, {"objective": objective})
     yield Value("nezha_train_learning_rate", event.learning_rate)
     if event.grad_norm is not None:
         yield Value("nezha_train_grad_norm", event.grad_norm)
@@ -224,7 +245,10 @@ def _of_numerics(event: Record) -> Iterator[Value]:
 def _of_evaluation(event: Evaluation) -> Iterator[Value]:
     for objective, loss in {"total": event.loss, **event.losses}.items():
         yield Value("nezha_eval_loss", loss, {"split": event.split, "objective": objective})
-    yield Value("nezha_eval_mlm_accuracy_ratio", event.mlm_accuracy, {"split": event.split})
+    for objective, accuracy in event.accuracies.items():
+        yield Value("nezha_eval_accuracy_ratio", accuracy, {"split": event.split, "objective": objective})
+    for objective, count in event.predictions.items():
+        yield Value("nezha_eval_predictions", count, {"split": event.split, "objective": objective})
     yield Value("nezha_eval_last_timestamp_seconds", event.time, {"split": event.split})
 
 

@@ -7,7 +7,7 @@ from statistics import median
 
 from nezha_ds.observe.events import Evaluation, Event, Record, Save, Start
 from nezha_ds.observe.journal import history
-from nezha_ds.observe.log import clock, short
+from nezha_ds.observe.log import accuracies, clock, short
 from nezha_ds.observe.metrics import PHASES
 
 
@@ -25,8 +25,8 @@ class Summary:
     last_loss: float | None
     best_heldout_loss: float | None
     best_heldout_step: int | None
-    heldout_mlm_accuracy: float | None
-    """At the step of the best loss."""
+    heldout_accuracies: dict[str, float]
+    """By objective, at the step of the best loss; empty where nothing was evaluated."""
     tokens_per_second: float | None
     """Median over the records."""
     seconds: float
@@ -56,7 +56,7 @@ def summarise(events: Iterable[Event], split: str = "heldout") -> Summary:
         last_loss=records[-1].loss if records else None,
         best_heldout_loss=best.loss if best else None,
         best_heldout_step=best.step if best else None,
-        heldout_mlm_accuracy=best.mlm_accuracy if best else None,
+        heldout_accuracies=dict(best.accuracies) if best else {},
         tokens_per_second=median(record.tokens_per_second for record in records) if records else None,
         seconds=sum(record.seconds for record in records),
         phase_seconds={phase: sum(r.phase_seconds.get(phase, 0.0) for r in records) for phase in PHASES},
@@ -103,7 +103,7 @@ def _heldout(summary: Summary) -> str:
         return "not evaluated"
     return (
         f"best loss {summary.best_heldout_loss:.3f} at step {summary.best_heldout_step}, "
-        f"accuracy {_shown(summary.heldout_mlm_accuracy, '.1%')}"
+        f"accuracy {accuracies(summary.heldout_accuracies)}"
     )
 
 

@@ -36,7 +36,7 @@ from nezha_ds.config import Settings
 from nezha_ds.errors import CheckpointError
 from nezha_ds.files import make_folder, sha256_of, sync_folder, unwritable, write_atomically
 from nezha_ds.model.config import NezhaConfig
-from nezha_ds.model.hf import WEIGHTS, current_names, hf_name, save_folder
+from nezha_ds.model.hf import HEADS, WEIGHTS, current_names, hf_name, save_folder
 from nezha_ds.optim.slices import Slice
 from nezha_ds.train.ds_config import DeepSpeedConfig
 from nezha_ds.train.engine import Engine
@@ -316,8 +316,10 @@ def _fill(tensor: Tensor, piece: Slice, stored: list[tuple[Path, str, int]], key
 
 def check_belongs(state: State, run: State, global_batch: int) -> None:
     """CheckpointError when a checkpoint is of another model, data set, seed or batch than the run that wants it."""
+    heads = {name: getattr(run.model, name) for name in HEADS.values()}
     differences = {
-        "[model]": state.model != run.model,
+        "[model]": state.model.model_copy(update=heads) != run.model,
+        "objective.span, span_form or sop": any(getattr(state.model, name) != value for name, value in heads.items()),
         "data.shards or data.mixture": state.fingerprint != run.fingerprint,
         "train.seed": state.seed != run.seed,
         "train_batch_size": state.samples != state.step * global_batch,

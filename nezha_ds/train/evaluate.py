@@ -53,7 +53,8 @@ def evaluate(
             split=split,
             loss=taken.loss,
             losses=taken.losses,
-            mlm_accuracy=taken.mlm_accuracy,
+            accuracies=taken.accuracies,
+            predictions=taken.predictions,
             seconds=time.perf_counter() - started,
         )
 

@@ -19,9 +19,10 @@ class Measured:
     """The weighted sum that is minimised."""
     losses: dict[str, float]
     """By objective."""
-    mlm_accuracy: float
-    predictions: int
-    """Masked tokens."""
+    accuracies: dict[str, float]
+    """Share of predictions that were right, by objective."""
+    predictions: dict[str, int]
+    """By objective."""
 
 
 class LossMeter:
@@ -43,12 +44,13 @@ class LossMeter:
         values = torch.stack(list(self._sums.values())).cpu()  # device-to-host: at log steps only
         sums = dict(zip(self._sums, ranks.add_up(values).tolist(), strict=True))
         self._sums = {}
-        losses = {name: sums[f"loss/{name}"] / max(sums[f"count/{name}"], 1) for name in self._weights}
+        counts = {name: int(sums[f"count/{name}"]) for name in self._weights}
+        losses = {name: sums[f"loss/{name}"] / max(count, 1) for name, count in counts.items()}
         return Measured(
             loss=sum(weight * losses[name] for name, weight in self._weights.items()),
             losses=losses,
-            mlm_accuracy=sums.get("hits/mlm", 0.0) / max(sums.get("count/mlm", 0.0), 1),
-            predictions=int(sums.get("count/mlm", 0)),
+            accuracies={name: sums[f"hits/{name}"] / max(count, 1) for name, count in counts.items()},
+            predictions=counts,
         )
 
     def _add(self, name: str, value: Tensor) -> None:

@@ -18,6 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import nezha_ds
+from nezha_ds.data.settings import DataSettings, MaskingSettings
 from nezha_ds.errors import ConfigError
 from nezha_ds.model.heads import NezhaForPreTraining
 from nezha_ds.objectives import ObjectiveSettings
@@ -55,13 +56,17 @@ def pretrain(recipe: Recipe, ds_config: DeepSpeedConfig, world: World) -> int:
 
 
 def freeze_unused(model: NezhaForPreTraining, objective: ObjectiveSettings) -> None:
-    """Leave the pooler and the next-sentence head as they are when nothing trains them.
+    """Leave the pooler and BERT's two heads as they are when nothing trains them.
 
     Without gradients they would decay under ZeRO, whose buffer holds zeros for them, and not without it.
     """
-    if not objective.nsp:
-        for parameter in (*model.encoder.pooler.parameters(), *model.nsp.parameters()):
-            parameter.requires_grad_(False)
+    used = {
+        model.mlm: objective.mlm,
+        model.nsp: objective.nsp,
+        model.encoder.pooler: objective.nsp or objective.sop,
+    }
+    for part, weight in used.items():
+        part.requires_grad_(weight > 0)
 
 
 def _check(recipe: Recipe, ds_config: DeepSpeedConfig) -> None:
@@ -71,11 +76,7 @@ def _check(recipe: Recipe, ds_config: DeepSpeedConfig) -> None:
             f"data.length {recipe.data.length} is above model.max_position_embeddings "
             f"{recipe.model.max_position_embeddings}; raise that, NEZHA has no weights that depend on it"
         )
-    if recipe.objective.nsp and not recipe.data.pairs:
-        raise ConfigError(
-            f"objective.nsp = {recipe.objective.nsp} needs samples that are pairs, and data.format "
-            f"{recipe.data.format!r} cuts none; set data.format=segment-pair or objective.nsp=0"
-        )
+    _check_objective(recipe.objective, recipe.data, recipe.masking)
     if recipe.run.prepare and recipe.data.mixture:
         raise ConfigError(
             "run.prepare fills data.shards, and the recipe reads a mixture; prepare its folders with `nezha-ds prepare`"
@@ -88,10 +89,25 @@ def _check(recipe: Recipe, ds_config: DeepSpeedConfig) -> None:
         )
 
 
+def _check_objective(objective: ObjectiveSettings, data: DataSettings, masking: MaskingSettings) -> None:
+    """Whether the samples have what the losses need."""
+    if objective.nsp and not data.pairs:
+        raise ConfigError(
+            f"objective.nsp = {objective.nsp} needs samples that are pairs, and data.format {data.format!r} cuts none; "
+            "set data.format=segment-pair or objective.nsp=0"
+        )
+    if objective.span and masking.method != "span":
+        raise ConfigError(
+            f"objective.span = {objective.span} asks what stands between two tokens, and masking.method "
+            f"{masking.method!r} does not tell which; set masking.method=span or objective.span=0"
+        )
+
+
 def _train(recipe: Recipe, ds_config: DeepSpeedConfig, ranks: Ranks, stop: StopFlag) -> int:
     world, folder = ranks.world, recipe.run.folder
     source = open_source(recipe, ranks)
-    config = recipe.model.resolve(len(source.vocabulary), source.vocabulary.pad_id)
+    vocabulary = source.vocabulary
+    config = recipe.model.resolve(len(vocabulary), vocabulary.pad_id, **recipe.objective.heads)
     model = NezhaForPreTraining(config, seed=recipe.train.seed)
     freeze_unused(model, recipe.objective)
     if world.is_main:

@@ -25,8 +25,9 @@ def main(folder: Path) -> None:
     BertForMaskedLM(BertConfig(**{name: getattr(opened.config, name) for name in sizes})).save_pretrained(
         folder / "bert"
     )
-    problems = {kind: sorted(map(str, keys)) for kind, keys in info.items()}
-    (folder / "info.json").write_text(json.dumps(problems))
+    _, of_heads = NezhaForPreTraining.from_pretrained(folder / "heads", output_loading_info=True)
+    for name, said in (("info.json", info), ("heads.json", of_heads)):
+        (folder / name).write_text(json.dumps({kind: sorted(map(str, keys)) for kind, keys in said.items()}))
 
 
 if __name__ == "__main__":

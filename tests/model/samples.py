@@ -1,5 +1,6 @@
 """Small models and batches for the tests of this room."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -48,3 +49,14 @@ def random_batch(lengths: list[int], vocab_size: int = 71, predictions: int = 3,
         sample_ids=torch.arange(size),
         next_sentence_labels=torch.arange(size) % 2 if pairs else None,
     )
+
+
+def span_batch() -> Batch:
+    """Three rows with spans: 3-5 and 9; 1-2, which begins behind [CLS]; none at all. Two places predict nothing."""
+    batch = random_batch([14, 6, 3], predictions=6)
+    positions = torch.tensor([[3, 4, 5, 9, 0, 0], [1, 2, 0, 0, 0, 0], [0] * 6])
+    left = torch.tensor([[2, 2, 2, 8, 0, 0], [0, 0, 0, 0, 0, 0], [0] * 6])
+    right = torch.tensor([[6, 6, 6, 10, 0, 0], [3, 3, 0, 0, 0, 0], [0] * 6])
+    labels = batch.mlm_labels.clone().clamp(min=1)
+    labels[positions == 0] = IGNORE
+    return replace(batch, mlm_positions=positions, mlm_labels=labels, span_boundaries=torch.stack([left, right], dim=2))

@@ -30,7 +30,8 @@ def test_a_resolved_section_reads_the_same_again(tmp_path):
 def test_resolving_adds_the_vocabulary_and_nothing_else():
     settings = build(ModelSettings, {"preset": "tiny", "hidden_dropout_prob": 0}, origin="")
     config = settings.resolve(500)
-    assert config.model_dump() == settings.model_dump() | {"vocab_size": 500, "pad_token_id": 0}
+    no_heads = {"span_form": None, "sentence_order": False}
+    assert config.model_dump() == settings.model_dump() | {"vocab_size": 500, "pad_token_id": 0} | no_heads
     assert settings.resolve(500, 7).pad_token_id == 7
 
 

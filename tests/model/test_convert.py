@@ -116,6 +116,38 @@ def test_a_bare_encoder_gets_heads_and_a_task_loses_its_own(model, tmp_path):
     assert loaded.mlm.dense.weight.std().item() == pytest.approx(0.02, rel=0.1)
 
 
+HEADS = {"span_form": "nezha", "sentence_order": True}
+
+
+def test_more_heads_go_along_both_ways(tmp_path):
+    model = lively_model(small_config(**HEADS))
+    assert convert(our_folder(tmp_path / "ours", model), tmp_path / "huawei", form="huawei") == ()
+    assert convert(tmp_path / "huawei", tmp_path / "back") == ()
+    assert same(load_folder(tmp_path / "back"), model)
+
+
+def test_heads_that_the_config_does_not_name_are_dropped_aloud_and_missing_ones_start_afresh(model, tmp_path):
+    """transformers saves a config with all that it read and weights without what it does not know."""
+    more = lively_model(small_config(**HEADS))
+    folder = our_folder(tmp_path / "named", more, state_dict_to_hf(model))
+    (told,) = convert(folder, tmp_path / "afresh")
+    assert told.startswith("starts afresh, as the weights lack it: cls.sentence_order, cls.span, cls.span.transform.0")
+    loaded = load_folder(tmp_path / "afresh")
+    assert same(loaded.encoder, model.encoder) and loaded.span is not None
+    unnamed = our_folder(tmp_path / "unnamed", model, state_dict_to_hf(more))
+    assert convert(unnamed, tmp_path / "dropped") == (
+        "heads dropped, as the config does not name them: cls.sentence_order, cls.span",
+    )
+    assert same(load_folder(tmp_path / "dropped").encoder, more.encoder)
+
+
+def test_the_bias_of_spans_follows_its_entries(tmp_path):
+    model = lively_model(small_config(**HEADS))
+    vocabulary = write_vocabulary(tmp_path / "wanted", [*reversed(TOKENS[:50]), "法", "##院"])
+    convert(our_folder(tmp_path / "theirs", model), tmp_path / "ours", vocabulary=vocabulary, resize=True)
+    assert torch.equal(load_folder(tmp_path / "ours").span.bias[:50], model.span.bias[:50].flip(0))
+
+
 def test_a_layer_does_not_start_afresh(model, tmp_path):
     tensors = dict(state_dict_to_hf(model))
     del tensors["nezha.encoder.layer.1.output.dense.bias"]

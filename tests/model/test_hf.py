@@ -191,6 +191,36 @@ def test_many_wrong_keys_are_told_in_one_line(tensors):
     assert len(str(caught.value)) < 500
 
 
+HEADS = {"span_form": "spanbert", "sentence_order": True}
+
+
+def test_a_folder_with_more_heads_gives_back_the_model(tmp_path):
+    model = lively_model(small_config(**HEADS))
+    save_folder(state_dict_to_hf(model), model.config, tmp_path)
+    loaded = load_folder(tmp_path)
+    assert same(model, loaded) and loaded.span is not None and loaded.sop is not None
+    values = json.loads((tmp_path / "config.json").read_text())
+    assert {name: values[name] for name in HEADS} == HEADS
+    assert not config_to_hf(small_config()).keys() & HEADS.keys()
+
+
+@pytest.mark.parametrize(
+    ("config", "weights", "told"),
+    [
+        ({}, HEADS, "unexpected: cls.sentence_order.bias, cls.sentence_order.weight, cls.span.bias, "),
+        (HEADS, {}, "missing: cls.sentence_order.bias, cls.sentence_order.weight, cls.span.bias, "),
+    ],
+)
+def test_a_head_too_many_or_too_few_is_refused_with_the_way_out(tmp_path, config, weights, told):
+    save_folder(state_dict_to_hf(lively_model(small_config(**weights))), small_config(**config), tmp_path)
+    with pytest.raises(CheckpointError) as caught:
+        load_folder(tmp_path)
+    assert told in str(caught.value)
+    assert str(caught.value).endswith(
+        "or `nezha-ds convert`, which drops heads that it does not name and starts missing ones afresh"
+    )
+
+
 @pytest.mark.parametrize("fault", ["removed", "cut", "pickle"])
 def test_a_weights_file_that_cannot_be_read_is_named(model, tmp_path, fault):
     save_folder(state_dict_to_hf(model), model.config, tmp_path)

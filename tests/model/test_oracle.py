@@ -32,6 +32,8 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("oracle")
     model, batch = lively_model(small_config(hidden_size=128)), random_batch(LENGTHS)
     save_folder(state_dict_to_hf(model), model.config, folder / "ours")
+    more = lively_model(small_config(span_form="spanbert", sentence_order=True))
+    save_folder(state_dict_to_hf(more), more.config, folder / "heads")
     names = ("input_ids", "token_type_ids", "lengths", "mlm_positions", "mlm_labels", "next_sentence_labels")
     np.savez(folder / "batch.npz", **{name: getattr(batch, name).numpy() for name in names})
     finished = subprocess.run([PYTHON, "-m", "tests.model.oracle", folder], cwd=ROOT, capture_output=True, text=True)
@@ -44,6 +46,14 @@ def test_it_opens_our_folder_with_no_key_missing_or_too_many(folder):
     assert problems == {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": [], "error_msgs": []}
 
 
+def test_it_passes_over_heads_that_it_does_not_know(folder):
+    said = json.loads((folder / "heads.json").read_text())
+    assert said["missing_keys"] == said["mismatched_keys"] == said["error_msgs"] == []
+    heads = {name.rpartition(".")[0] for name in said["unexpected_keys"]}
+    assert heads >= {"cls.span", "cls.span.offset_embeddings", "cls.sentence_order"}
+    assert all(name.startswith(("cls.span", "cls.sentence_order")) for name in heads)
+
+
 @pytest.mark.parametrize("name", ["ours", "theirs"])
 def test_both_compute_the_same_from_one_folder(folder, name):
     model, batch = load_folder(folder / name), random_batch(LENGTHS)
@@ -51,7 +61,11 @@ def test_both_compute_the_same_from_one_folder(folder, name):
     losses = pretraining_losses(output, batch, ObjectiveSettings(nsp=1.0))
     losses.total.backward()
     gradients = {f"gradients/{hf_name(key)}": parameter.grad for key, parameter in model.named_parameters()}
-    ours = output._asdict() | {"loss": losses.total} | gradients
+    ours = (
+        {key: scores for key, scores in output._asdict().items() if scores is not None}
+        | {"loss": losses.total}
+        | gradients
+    )
     with np.load(folder / f"{name}.npz") as theirs:
         for key in set(theirs.files) - {"hidden"}:
             torch.testing.assert_close(ours[key], torch.from_numpy(theirs[key]), atol=1e-4, rtol=1e-4)

@@ -5,7 +5,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from nezha_ds.observe.events import Evaluation, Record, Save, Start
-from nezha_ds.observe.metrics import PHASES
+from nezha_ds.observe.metrics import OBJECTIVES, PHASES
 
 
 def start(**changes: Any) -> Start:
@@ -33,7 +33,8 @@ def record(step: int = 10, **changes: Any) -> Record:
         "epoch": 0.25,
         "loss": 7.0,
         "losses": {"mlm": 6.5, "nsp": 0.5},
-        "mlm_accuracy": 0.032,
+        "accuracies": {"mlm": 0.032, "nsp": 0.581},
+        "predictions": {"mlm": 6_000, "nsp": 320},
         "grad_norm": 1.5,
         "learning_rate": 1e-3,
         "loss_scale": 65536.0,
@@ -58,7 +59,8 @@ def evaluation(step: int = 10, loss: float = 6.0, **changes: Any) -> Evaluation:
         "split": "heldout",
         "loss": loss,
         "losses": {"mlm": loss},
-        "mlm_accuracy": 0.1,
+        "accuracies": {"mlm": 0.1},
+        "predictions": {"mlm": 900},
         "seconds": 2.0,
     }
     return Evaluation(**{**fields, **changes})
@@ -75,7 +77,9 @@ counts = st.integers(0, 10**12)
 records = st.builds(
     record,
     loss=numbers,
-    losses=st.dictionaries(st.sampled_from(["mlm", "nsp", "span"]), numbers),
+    losses=st.dictionaries(st.sampled_from(OBJECTIVES), numbers),
+    accuracies=st.dictionaries(st.sampled_from(OBJECTIVES), st.floats(0, 1)),
+    predictions=st.dictionaries(st.sampled_from(OBJECTIVES), counts),
     grad_norm=st.none() | numbers,
     loss_scale=st.none() | numbers,
     real_tokens=counts,

@@ -23,7 +23,7 @@ def clean_logging():
 def test_the_line_of_a_log_step():
     line = record_line(record(120, real_tokens=84_000), 2000, remaining=250)
     assert line == (
-        "step 120/2000 · loss 7.000 (mlm 6.500, nsp 0.500) · acc 3.2% · lr 1.0e-03 · scale 65536 · "
+        "step 120/2000 · loss 7.000 (mlm 6.500, nsp 0.500) · acc mlm 3.2%, nsp 58.1% · lr 1.0e-03 · scale 65536 · "
         "8.4k tok/s · data 5% · ETA 4:10"
     )
 

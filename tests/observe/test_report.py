@@ -13,7 +13,7 @@ def test_a_run_with_a_restart_is_summed_up_as_one(tmp_path):
     second = [
         start(step=10, time=5000.0),
         record(20, loss=7.0, skipped_steps=2, real_tokens=80_000),
-        evaluation(20, 6.5, mlm_accuracy=0.25),
+        evaluation(20, 6.5, accuracies={"mlm": 0.25, "span": 0.125}),
         record(30, loss=6.0),
         evaluation(30, 6.9),
         save(30),
@@ -26,7 +26,7 @@ def test_a_run_with_a_restart_is_summed_up_as_one(tmp_path):
     # What the crash threw away (loss 1.0 at step 20) counts for nothing.
     assert (summary.first_loss, summary.last_loss) == (9.0, 6.0)
     assert (summary.best_heldout_loss, summary.best_heldout_step) == (6.5, 20)
-    assert summary.heldout_mlm_accuracy == 0.25
+    assert summary.heldout_accuracies == {"mlm": 0.25, "span": 0.125}
     assert (summary.run, summary.attempts, summary.step, summary.target_steps) == ("demo", 2, 30, 2000)
     assert (summary.steps, summary.skipped_steps, summary.saves) == (30, 2, 2)
     assert summary.tokens_per_second == 4000.0
@@ -35,7 +35,7 @@ def test_a_run_with_a_restart_is_summed_up_as_one(tmp_path):
     assert summary.source_tokens == {"news": 81_000, "law": 27_000}
     text = to_text(summary)
     assert "tokens of news 81k (75.0%), law 27k (25.0%)" in text
-    assert "best loss 6.500 at step 20, accuracy 25.0%" in text
+    assert "best loss 6.500 at step 20, accuracy mlm 25.0%, span 12.5%" in text
     assert "forward 25%" in text and "other 3%" in text
     json.dumps(dataclasses.asdict(summary), allow_nan=False)
 

@@ -101,6 +101,8 @@ OVERRIDES = {
     "model.num_attention_heads=3": "hidden_size = 32 is not a multiple of num_attention_heads = 3",
     "masking.rate=1.5": "masking.rate: 1.5 is not a share above 0 and below 1",
     "objective.mlm=0": "objective: all weights are 0, so there is nothing to minimise",
+    "objective.span=1.0": "'whole-word' does not tell which; set masking.method=span or objective.span=0",
+    "objective.span_form=bert": "objective.span_form = 'bert': input should be 'nezha' or 'spanbert'",
 }
 
 

@@ -187,6 +187,7 @@ def test_its_own_run_may_go_on():
         ({"seed": 2}, 16, "train.seed"),
         ({"fingerprint": "0" * 64}, 16, "data.shards or data.mixture"),
         ({"model": checkpoints.CONFIG.model_copy(update={"num_hidden_layers": 2})}, 16, "[model]"),
+        ({"model": checkpoints.CONFIG.model_copy(update={"span_form": "nezha"})}, 16, "objective.span, span_form or"),
         ({}, 32, "train_batch_size"),
     ],
 )
@@ -194,7 +195,8 @@ def test_another_run_may_not(change, batch, named):
     run = checkpoints.state(0).model_copy(update=change)
     with pytest.raises(CheckpointError) as caught:
         check_belongs(checkpoints.state(12), run, batch)
-    assert f"at step 12 was trained with another {named}; set it back, or choose" in str(caught.value)
+    assert f"at step 12 was trained with another {named}" in str(caught.value)
+    assert str(caught.value).endswith("; set it back, or choose another run.folder")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,10 @@ pytestmark = [pytest.mark.ranks, pytest.mark.usefixtures("warm")]
     ("settings", "objectives"),
     [
         (("data.format=segment-pair", "objective.nsp=1.0", "masking.method=n-gram"), {"mlm", "nsp"}),
-        (("data.format=sentence-pair", "objective.nsp=0.5", "masking.method=span"), {"mlm", "nsp"}),
+        (
+            ("data.format=sentence-pair", "objective.nsp=0.5", "masking.method=span", "objective.span=1.0"),
+            {"mlm", "nsp", "span"},
+        ),
         (("data.format=doc-sentences", "data.short_rate=0.1", "masking.method=character"), {"mlm"}),
     ],
 )
@@ -20,7 +23,10 @@ def test_it_trains(tmp_path, embedded, settings, objectives):
     run = runs.make(tmp_path, embedded, *settings)
     run.finish()
     events = run.events()
-    assert {name for event in events if isinstance(event, Record | Evaluation) for name in event.losses} == objectives
+    told = [event for event in events if isinstance(event, Record | Evaluation)]
+    for figures in ("losses", "accuracies", "predictions"):
+        assert {name for event in told for name in getattr(event, figures)} == objectives
+    assert all(count > 0 for event in told for count in event.predictions.values())
     records = [event for event in events if isinstance(event, Record)]
     assert records[-1].step == 12
     assert 0.12 < records[-1].masked_ratio < 0.16

@@ -57,8 +57,9 @@ def test_means_do_not_depend_on_the_cut(seed, edges):
     real = labels != IGNORE
     assert measured.losses == pytest.approx({"mlm": float(mlm), "nsp": float(nsp)}, rel=1e-5)
     assert measured.loss == pytest.approx(float(0.7 * mlm + 2 * nsp), rel=1e-5)
-    assert measured.mlm_accuracy == pytest.approx(float((scores.argmax(-1) == labels)[real].float().mean()))
-    assert measured.predictions == int(real.sum())
+    right = {"mlm": (scores.argmax(-1) == labels)[real], "nsp": pair_scores.argmax(-1) == pairs}
+    assert measured.accuracies == pytest.approx({name: float(hits.float().mean()) for name, hits in right.items()})
+    assert measured.predictions == {"mlm": int(real.sum()), "nsp": B}
 
 
 @given(seed=seeds, size=st.sampled_from([1, 2, 3, 4, 6, 12]))
@@ -81,7 +82,7 @@ def test_taking_starts_afresh():
     meter.take(ALONE)
     meter.add(pretraining_losses(*micro_batch(parts, 6, B), BOTH))
     second = meter.take(ALONE)
-    assert second.predictions == int((parts[1][6:] != IGNORE).sum())
+    assert second.predictions == {"mlm": int((parts[1][6:] != IGNORE).sum()), "nsp": B - 6}
 
 
 def test_padding_of_an_evaluation_weighs_nothing():
