@@ -6,12 +6,12 @@ rule of thumb for two or three seeds, not a test. What does not count is told as
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from statistics import mean, stdev
 from typing import Literal
 
-from tests.study.arms import CHARACTERS, LENGTH, LONGER, SPAN_ALONE, SPAN_BOTH, WORDS
+from tests.study.arms import ARMS, CHARACTERS, LENGTH, LONGER, SPAN_ALONE, SPAN_BOTH, WORDS
 from tests.study.measure import SIZES
 from tests.study.training import Result
 
@@ -54,6 +54,12 @@ class Question:
     arms: tuple[str, ...]
     measures: tuple[Measure, ...]
     comparisons: tuple[Comparison, ...]
+    labels: dict[str, str] = field(default_factory=dict[str, str])
+    """Of arms that are called otherwise here."""
+
+    def label(self, arm: str) -> str:
+        """What an arm is called here."""
+        return self.labels.get(arm, ARMS[arm].label)
 
 
 def _loss(view: str, title: str) -> Measure:
@@ -121,6 +127,7 @@ QUESTIONS = (
             Comparison(WORDS, CHARACTERS, WORD_RECOVERY, claimed=True),
             Comparison(WORDS, CHARACTERS, CHARACTER_RECOVERY),
         ),
+        {WORDS: "whole words masked"},
     ),
     Question(
         "The span objective",

@@ -64,15 +64,15 @@ def plot(results: Sequence[Result], told: Circumstances) -> str:
         for measure in dict.fromkeys(one.measure for one in question.comparisons):
             factor = 100 if measure.percent else 1
             rows = [
-                (ARMS[arm].label, [factor * value for value in values(results, arm, measure)]) for arm in question.arms
+                (question.label(arm), [factor * value for value in values(results, arm, measure)])
+                for arm in question.arms
             ]
             panels.append(Panel(f"{question.title}: {measure.title}", rows))
     return svg(panels, "A dot for each seed, a line at their mean")
 
 
 def _head(results: Sequence[Result], told: Circumstances) -> str:
-    form, model, tokens = FORMS[told.form], BASE["model"], {result.tokens for result in results}
-    (equal,) = tokens
+    form, model = FORMS[told.form], BASE["model"]
     hours = sum(result.seconds for result in results) / 3600
     title = "# Study: positions, masks, spans"
     made = (
@@ -83,7 +83,7 @@ def _head(results: Sequence[Result], told: Circumstances) -> str:
     setting = (
         f"The shipped novel and statutes with a vocabulary of their own ({told.entries:,} entries), {HELDOUT:.0%} of "
         f"the documents held out. Every model has {model['num_hidden_layers']} layers of width {model['hidden_size']} "
-        f"and is trained on {equal:,} tokens ({form.steps:,} steps of {BATCH} samples of {LENGTH}), none of which "
+        f"and is trained on {tokens(results)} ({form.steps:,} steps of {BATCH} samples of {LENGTH}), none of which "
         f"comes twice, with LAMB at a rate of {LAMB.lr} after {WARMUP:.0%} of warm-up, falling to 0. Seeds "
         f"{', '.join(map(str, form.seeds))} decide first weights, order and masks; arms of one seed share all three "
         f"where they can. The entropy of single tokens is {told.entropy:.3f} nats."
@@ -96,16 +96,26 @@ def _head(results: Sequence[Result], told: Circumstances) -> str:
     return "\n\n".join([title, paragraph(made), picture, paragraph(setting), paragraph(reading)])
 
 
+def tokens(results: Sequence[Result]) -> str:
+    """How many an arm saw: by seed, since rows differ in length; the same for all arms of a seed."""
+    by_seed = {seed: {one.tokens for one in results if one.seed == seed} for seed in {one.seed for one in results}}
+    assert all(len(seen) == 1 for seen in by_seed.values()), "arms of one seed saw other samples"
+    every = {one.tokens for one in results}
+    return f"{min(every):,} tokens" if len(every) == 1 else f"{min(every):,} to {max(every):,} tokens, by seed,"
+
+
 def paragraph(text: str) -> str:
-    """Lines of 120."""
-    return fill(text, 120, break_long_words=False, break_on_hyphens=False)
+    """Lines of 120, those of a list item indented."""
+    return fill(
+        text, 120, subsequent_indent="  " * text.startswith("- "), break_long_words=False, break_on_hyphens=False
+    )
 
 
 def _section(question: Question, results: Sequence[Result]) -> str:
     parts = [f"## {question.title}", paragraph(question.introduction), _table(question, results)]
     if SPAN_BOTH in question.arms:
         parts.append(_by_size(results))
-    parts.append("\n".join(f"- {sentence(one, results)}" for one in question.comparisons))
+    parts.append("\n".join(paragraph(f"- {sentence(question, one, results)}") for one in question.comparisons))
     return "\n\n".join(parts)
 
 
@@ -114,7 +124,7 @@ def _table(question: Question, results: Sequence[Result]) -> str:
     lines.append("|---" * (len(question.measures) + 1) + "|")
     for arm in question.arms:
         cells = [shown(values(results, arm, measure), measure) for measure in question.measures]
-        lines.append(f"| {ARMS[arm].label} | " + " | ".join(cells) + " |")
+        lines.append(f"| {question.label(arm)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -140,11 +150,11 @@ def shown(numbers: Sequence[float], measure: Measure) -> str:
     return f"{measure.show(mean(numbers))} ± {measure.show(spread(numbers))}"
 
 
-def sentence(comparison: Comparison, results: Sequence[Result]) -> str:
+def sentence(question: Question, comparison: Comparison, results: Sequence[Result]) -> str:
     """What one comparison comes to, and whether the paper says the same."""
     gaps, measure = differences(results, comparison), comparison.measure
     found = verdict(gaps, more_is_better=measure.percent)
-    first, second = ARMS[comparison.first].label, ARMS[comparison.second].label
+    first, second = question.label(comparison.first), question.label(comparison.second)
     size = f"{measure.show(mean(gaps), signed=True)} ± {measure.show(spread(gaps))}"
     unit = "points" if measure.percent else "nats"
     begin = f"**{measure.title.removesuffix(' %').capitalize()}**, {first} less {second}: {size} {unit}: "
@@ -155,7 +165,7 @@ _ENDS: dict[bool, dict[Verdict, str]] = {
     True: {
         "first": "{first} is better, as the paper has it.",
         "second": "{second} is better, **against the paper**.",
-        "neither": "no difference that these seeds can tell, so **the paper's is not borne out here**.",
+        "neither": "no difference that these seeds can tell, so **what the paper holds is not borne out here**.",
     },
     False: {
         "first": "{first} is better; the paper does not compare them so.",

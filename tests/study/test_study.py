@@ -3,6 +3,7 @@
 import json
 import random
 from collections import defaultdict
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -212,7 +213,7 @@ def made_up(arm: str, seed: int) -> Result:
     views = {name: {"mlm": score} for name in VIEWS}
     if arm == SPAN_BOTH:
         views["spans"] = {"mlm": score, "span": score}
-    return read_result(write_result(Result(arm, seed, 10, 1000, 10**6, 5.0, views)))
+    return read_result(write_result(Result(arm, seed, 10, 1000 + seed, 10**6, 5.0, views)))
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -223,9 +224,11 @@ def test_the_page_tells_every_comparison_and_comes_from_the_rows(name: str, tmp_
     write(tmp_path, rows, told)
     text = (tmp_path / "study.md").read_text(encoding="utf-8")
     assert all(f"## {question.title}" in text for question in QUESTIONS)
-    assert "functional relative (NEZHA's) is better, as the paper has it" in text
-    assert "spans masked, MLM alone is better, **against the paper**" in text
-    assert max(len(line) for line in text.splitlines() if not line.startswith(("|", "-"))) <= 120
+    one_line = " ".join(text.split())
+    assert f"1,001 to 1,00{form.seeds[-1]} tokens, by seed," in one_line
+    assert "functional relative (NEZHA's) is better, as the paper has it" in one_line
+    assert "spans masked, MLM alone is better, **against the paper**" in one_line
+    assert max(len(line) for line in text.splitlines() if not line.startswith("|")) <= 120
 
     written = json.loads((tmp_path / "study.json").read_text(encoding="utf-8"))
     write(
@@ -233,6 +236,13 @@ def test_the_page_tells_every_comparison_and_comes_from_the_rows(name: str, tmp_
     )
     for file in ("study.md", "study.svg", "study.json"):
         assert (tmp_path / "again" / file).read_bytes() == (tmp_path / file).read_bytes()
+
+
+def test_arms_that_saw_other_samples_are_not_compared(tmp_path: Path) -> None:
+    rows = [made_up(arm, seed) for arm, seed in FORMS["quick"].jobs]
+    rows[-1] = replace(rows[-1], tokens=1)
+    with pytest.raises(AssertionError, match="other samples"):
+        write(tmp_path, rows, Circumstances("quick", "2026-01-01", "a command", "a machine", 4082, 6.3))
 
 
 def test_the_plot_is_sound_and_has_a_dot_for_each_seed(tmp_path: Path) -> None:
