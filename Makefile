@@ -2,12 +2,13 @@
 # make test   everything that is checked: make check, then all tests
 # make check  lint, format, types, import directions
 # make bench  our speed beside what a user would take instead -> build/bench.json
+# make study  positions, masks and spans compared in a small model, forty minutes -> build/study/full/study.md
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test check format bench clean .venv-hf .venv-bench
+.PHONY: demo test check format bench study clean .venv-hf .venv-bench
 .DELETE_ON_ERROR:
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -34,6 +35,9 @@ test: check
 
 bench: $(INSTALLED) .venv-bench/installed
 	$(BIN)/python -m tests.bench
+
+study: $(INSTALLED)
+	$(BIN)/python -m tests.study
 
 # Environments of their own for what we are compared with: in results (.venv-hf) and in speed (.venv-bench).
 .venv-hf: .venv-hf/installed
