@@ -83,8 +83,8 @@ class Form:
 
 
 FORMS = {
-    "full": Form("full", steps=1600, seeds=(1, 2, 3), arms=tuple(ARMS)),
-    "quick": Form("quick", 500, (1, 2), (WORDS, "learned-absolute", CHARACTERS, SPAN_ALONE, SPAN_BOTH)),
+    "full": Form("full", steps=1800, seeds=(1, 2, 3), arms=tuple(ARMS)),
+    "quick": Form("quick", 700, (1, 2), (WORDS, "learned-absolute", CHARACTERS, SPAN_ALONE, SPAN_BOTH)),
 }
 
 
