@@ -2,7 +2,7 @@
 # make test   everything that is checked: make check, then all tests
 # make check  lint, format, types, import directions
 # make bench  our speed beside what a user would take instead -> build/bench.json
-# make study  positions, masks and spans compared in a small model, forty minutes -> build/study/full/study.md
+# make study  positions, masks and spans compared in a small model, twenty minutes -> build/study/full/study.md
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin

@@ -9,7 +9,8 @@ A sample of L tokens with P predictions, D hidden, F inside the feed-forward lay
 
     a block           8 L D² + 4 L² D + 4 L D F      four projections; scores and their mixture; the feed-forward layer
     masked language   2 P (D² + D V)                 on the predicted positions alone
-    next sentence     2 (D² + 2 D)                   the pooler and two scores
+    pairs             2 (D² + 2 D)                   next sentence or sentence order: the pooler and two scores
+    spans             2 P (D (2 D + E) + D² + D V)   two states and a place of E numbers, two layers, the decoder
 
 Backward makes two products for each one of forward, so that a step is three times that.
 """
@@ -19,7 +20,8 @@ from typing import NamedTuple
 
 import torch
 
-from nezha_ds.model.config import ModelSettings
+from nezha_ds.model.config import NezhaConfig
+from nezha_ds.model.span import PLACES
 
 
 class Peaks(NamedTuple):
@@ -47,21 +49,23 @@ PEAKS: tuple[tuple[str, Peaks], ...] = (
 )
 
 
-def forward_flops(
-    config: ModelSettings, vocab_size: int, length: int, predictions: int, *, mlm: bool = True, nsp: bool = False
-) -> int:
-    """Floating-point operations of one sample forward, with the heads that are asked for."""
+def forward_flops(config: NezhaConfig, length: int, predictions: int, *, nsp: bool = False) -> int:
+    """Floating-point operations of one sample forward, with the heads that the config names and with `nsp`."""
     hidden, inner = config.hidden_size, config.intermediate_size
     block = 8 * length * hidden**2 + 4 * length**2 * hidden + 4 * length * hidden * inner
-    heads = mlm * 2 * predictions * (hidden**2 + hidden * vocab_size) + nsp * 2 * (hidden**2 + 2 * hidden)
+    decoder = hidden * config.vocab_size
+    heads = 2 * predictions * (hidden**2 + decoder)
+    if nsp or config.sentence_order:
+        heads += 2 * (hidden**2 + 2 * hidden)
+    if config.span_form is not None:
+        place = PLACES[config.span_form](config).size
+        heads += 2 * predictions * (hidden * (2 * hidden + place) + hidden**2 + decoder)
     return config.num_hidden_layers * block + heads
 
 
-def step_flops(
-    config: ModelSettings, vocab_size: int, length: int, predictions: int, *, mlm: bool = True, nsp: bool = False
-) -> int:
+def step_flops(config: NezhaConfig, length: int, predictions: int, *, nsp: bool = False) -> int:
     """The same forward and backward: what a sample costs a training step."""
-    return 3 * forward_flops(config, vocab_size, length, predictions, mlm=mlm, nsp=nsp)
+    return 3 * forward_flops(config, length, predictions, nsp=nsp)
 
 
 def peak_flops(device_name: str, dtype: torch.dtype) -> float | None:

@@ -229,8 +229,7 @@ def _observers(recipe: Recipe, world: World) -> list[Observer]:
 
 def _sample_flops(recipe: Recipe, config: NezhaConfig) -> int:
     predictions = recipe.masking.predictions(recipe.data.length)
-    with_pairs = recipe.objective.nsp > 0
-    return step_flops(config, config.vocab_size, recipe.data.length, predictions, nsp=with_pairs)
+    return step_flops(config, recipe.data.length, predictions, nsp=recipe.objective.nsp > 0)
 
 
 def _start_event(

@@ -195,7 +195,7 @@ def _loader_variants() -> list[Row]:
 def _step_flops(length: int) -> int:
     """Of one sample, with P predictions on 15% of its places."""
     config = preset("base", num_hidden_layers=LAYERS)
-    return step_flops(config, config.vocab_size, length, predictions(length), nsp=True)
+    return step_flops(config, length, predictions(length), nsp=True)
 
 
 def _step() -> list[Row]:

@@ -157,7 +157,7 @@ def step_values(group: Group, device: Device, contender: Contender) -> dict[str,
     rounds = [median(times.steps) for times in contender.times]
     seconds = median([second for times in contender.times for second in times.steps])
     config, samples = preset(group.size), contender.side.batch
-    flops = samples * step_flops(config, config.vocab_size, group.length, predictions(group.length), nsp=True)
+    flops = samples * step_flops(config, group.length, predictions(group.length), nsp=True)
     peak = peak_flops(device.name, DTYPES[group.dtype])
     return {
         "batch": samples,

@@ -1,7 +1,8 @@
 """A study that anyone can repeat on a CPU: positions, masks, spans, in a small model on the shipped text.
 
-  make study                                    the full form: eight arms, three seeds; forty minutes on two cores
-  .venv/bin/python -m tests.study --quick       five arms, two seeds, fewer steps: under ten minutes
+  make study                                    the full form: five arms, three seeds; about twenty minutes on two cores
+  .venv/bin/python -m tests.study --quick       two seeds, fewer steps: under ten minutes
+  .venv/bin/python -m tests.study --every-position    the three other kinds of positions too: half as long again
   .venv/bin/python -m tests.study --out docs    the full form into docs/, as it is committed
 
 Writes study.md, study.svg and study.json. Two models are trained at a time, each by one thread. Ctrl-C at any time: the
@@ -37,12 +38,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         "python -m tests.study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="fewer arms, seeds and steps")
+    forms = parser.add_mutually_exclusive_group()
+    forms.add_argument("--quick", dest="form", action="store_const", const="quick", help="fewer seeds and steps")
+    forms.add_argument(
+        "--every-position", dest="form", action="store_const", const="every-position", help="all five kinds of positions"
+    )
+    parser.set_defaults(form="full")
     parser.add_argument(
         "--out", type=Path, help="folder of study.md, study.svg and study.json (default: build/study/FORM)"
     )
     chosen = parser.parse_args(arguments)
-    form = FORMS["quick" if chosen.quick else "full"]
+    form = FORMS[chosen.form]
     out: Path = chosen.out or FOLDER / form.name
     console = Console(width=None if sys.stdout.isatty() else 140)
     try:

@@ -82,9 +82,12 @@ class Form:
         return [(arm, seed) for seed in self.seeds for arm in self.arms]
 
 
+_MAIN = (WORDS, "learned-absolute", CHARACTERS, SPAN_ALONE, SPAN_BOTH)
+
 FORMS = {
-    "full": Form("full", steps=1800, seeds=(1, 2, 3), arms=tuple(ARMS)),
-    "quick": Form("quick", 700, (1, 2), (WORDS, "learned-absolute", CHARACTERS, SPAN_ALONE, SPAN_BOTH)),
+    "full": Form("full", steps=1000, seeds=(1, 2, 3), arms=_MAIN),
+    "every-position": Form("every-position", steps=1000, seeds=(1, 2, 3), arms=tuple(ARMS)),
+    "quick": Form("quick", steps=700, seeds=(1, 2), arms=_MAIN),
 }
 
 
