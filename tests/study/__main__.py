@@ -41,7 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     forms = parser.add_mutually_exclusive_group()
     forms.add_argument("--quick", dest="form", action="store_const", const="quick", help="fewer seeds and steps")
     forms.add_argument(
-        "--every-position", dest="form", action="store_const", const="every-position", help="all five kinds of positions"
+        "--every-position",
+        dest="form",
+        action="store_const",
+        const="every-position",
+        help="all five kinds of positions",
     )
     parser.set_defaults(form="full")
     parser.add_argument(
