@@ -6,8 +6,8 @@ Dropout's seed is drawn on the device from torch's generator: no host sync, and 
 its gradient (activation checkpointing) draws it again.
 
 The block sizes are chosen by what ptxas reports (`python -m tests.model.compile_kernels`): with heads of 64 on an H100
-backward spills nothing and forward 64 bytes a thread, and 99 KiB of shared memory, which an A10 has, are enough for all.
-Not yet by timing, for which `tests/gpu/run.sh` has rows.
+backward spills nothing and forward 64 bytes a thread, and 99 KiB of shared memory, which an A10 has, are enough for
+all. Not yet by timing, for which `tests/gpu/run.sh` has rows.
 
 B batch, N heads, L length, H head size, R rows of the table.
 """
