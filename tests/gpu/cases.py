@@ -117,6 +117,6 @@ def tile_sides() -> tuple[str, ...]:
 
 def quick_groups(compiled: bool = False) -> list[Group]:
     """A dry run on any device in a few seconds: every kind and every side."""
-    one = Group("step", "tiny", 32, "bf16", tuple(SIDES), compiled, 600.0, rounds=1, warm_up=0)
-    limit = Group("limit", "tiny", 32, "bf16", ("triton", "table", "bert", "hf-nezha"), seconds=600.0, most=4)
-    return [one, limit, Group("tiles", "tiny", 32, "bf16", tile_sides()[:1])]
+    one = Group("step", "tiny", 32, "bf16", tuple(SIDES), compiled, 3000.0, rounds=1, warm_up=0)
+    limit = Group("limit", "tiny", 32, "bf16", ("triton", "table", "bert", "hf-nezha"), seconds=3000.0, most=4)
+    return [one, limit, Group("tiles", "tiny", 32, "bf16", tile_sides()[:1], seconds=3000.0)]

@@ -66,7 +66,7 @@ if [[ $device == cpu ]]; then
     marks=gpu
 fi
 timeout --signal=INT --kill-after=20 $((seconds / 3)) \
-    "$python" -m pytest -m "$marks" -q -p no:cacheprovider --continue-on-collection-errors --timeout=120 \
+    "$python" -m pytest -m "$marks" -q -p no:cacheprovider --continue-on-collection-errors --timeout=$((seconds / 4)) \
     --junit-xml="$work/tests.xml" "${files[@]}" || echo "not all tests passed" >&2
 
 "$python" -m tests.gpu --device "$device" --rows "$rows" --tests "$work/tests.xml" "${quick[@]}" \

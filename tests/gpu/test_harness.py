@@ -164,7 +164,7 @@ def test_a_side_that_hangs_or_breaks_the_process_is_told_and_the_process_is_gone
     with pytest.raises(ProcessLookupError):
         os.kill(worker._process.pid, 0)
     broken = Worker("no-such-device", tmp_path / "log")
-    (row,) = broken.rows(GROUP, time.monotonic() + 300)
+    (row,) = broken.rows(GROUP, time.monotonic() + 3000)
     assert row["side"] == "triton"
     assert "the process ended with code 1" in row["error"]
     assert not broken.sound
@@ -187,12 +187,12 @@ def test_a_dry_run_ends_with_rows_of_every_kind(tmp_path):
     """The whole script, on the CPU. What this version of ours or of transformers has not, is a row that says so."""
     rows = tmp_path / "rows.jsonl"
     done = subprocess.run(
-        ["tests/gpu/run.sh", "--device", "cpu", "--quick", "--seconds", "3000", "--rows", str(rows)],
+        ["tests/gpu/run.sh", "--device", "cpu", "--quick", "--seconds", "36000", "--rows", str(rows)],
         cwd=REPOSITORY,
         env=os.environ | {"PYTHON": sys.executable, "WHEELS": str(tmp_path), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=850,
+        timeout=3000,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
