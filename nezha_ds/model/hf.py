@@ -185,6 +185,8 @@ def config_to_hf(config: NezhaConfig) -> dict[str, Any]:
     """What config.json says of the model."""
     kind = model_type(config)
     values = config.model_dump(exclude=_OURS_ALONE | (_NOT_OF_BERT if kind == "bert" else set()))
+    if kind == "bert" and config.span_form != "nezha":  # whose head alone has distances then
+        del values["max_relative_position"]
     values["hidden_act"] = ACTIVATIONS[config.hidden_act]
     # Named only where there is such a head.
     values = {name: value for name, value in values.items() if name not in HEADS.values() or value}
