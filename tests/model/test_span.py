@@ -109,5 +109,5 @@ def test_half_precision_stays_half():
     model = lively_model(small_config(span_form="nezha")).bfloat16()
     # As DeepSpeed casts: weights, not buffers.
     model.span.place.table = model.span.place.table.float()
-    model.encoder.table = model.encoder.table.float()
+    model.encoder.positions.weight = model.encoder.positions.weight.float()
     assert model(span_batch()).span_logits.dtype == torch.bfloat16

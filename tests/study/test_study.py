@@ -246,8 +246,8 @@ def test_arms_that_saw_other_samples_are_not_compared(tmp_path: Path) -> None:
 
 
 def test_the_plot_is_sound_and_has_a_dot_for_each_seed(tmp_path: Path) -> None:
-    rows = [made_up(arm, seed) for arm, seed in FORMS["full"].jobs]
-    write(tmp_path, rows, Circumstances("full", "2026-01-01", "a command", "a machine", 4082, 6.3))
+    rows = [made_up(arm, seed) for arm, seed in FORMS["every-position"].jobs]
+    write(tmp_path, rows, Circumstances("every-position", "2026-01-01", "a command", "a machine", 4082, 6.3))
     tree = ElementTree.parse(tmp_path / "study.svg")
     # Two measures of five arms, two of two, and two of two again; three seeds.
     assert len(tree.findall(".//{http://www.w3.org/2000/svg}circle")) == 3 * (2 * 5 + 2 * 2 + 2 * 2)
