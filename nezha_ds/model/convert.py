@@ -101,16 +101,16 @@ def read_foreign(folder: Path, activation: str | None = None) -> Foreign:
     is_tensorflow = any(folder.glob("*.index"))
     tensors = current_names(_with_prefix(read_weights(folder)))
     told: list[str] = []
-    is_absolute = _config_of(values, activation, origin).positions == "learned-absolute"
+    config = _config_of(values, activation, origin)
+    is_absolute = config.positions == "learned-absolute"
     dropped = [name for name in tensors if (name == POSITIONS and not is_absolute) or _OF_A_TASK.match(name)]
     if POSITIONS in dropped:
         told.append("absolute positions dropped: this was a BERT, and its layers must learn relative ones by training")
     if heads := sorted({name.partition(".")[0] for name in dropped} - {"nezha"}):
         told.append(f"heads of a task dropped: {', '.join(heads)}")
-    if is_tensorflow and not activation and values.get("hidden_act", "gelu") == "gelu":
-        activation = "gelu_tanh"
+    if is_tensorflow and not activation and config.hidden_act == "gelu":
+        config = config.model_copy(update={"hidden_act": "gelu_tanh"})
         told.append("GELU by tanh: TensorFlow's code computes it so")
-    config = _config_of(values, activation, origin)
     if heads := [head for head, setting in HEADS.items() if not getattr(config, setting) and _any_of(head, tensors)]:
         told.append(f"heads dropped, as the config does not name them: {', '.join(heads)}")
         dropped += [name for name in tensors if name.startswith(tuple(f"{head}." for head in heads))]
