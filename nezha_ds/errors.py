@@ -4,11 +4,29 @@ A message names the value, the reason and the way out, in one line. The command 
 traceback; anything else that is raised is a fault of ours and keeps its traceback.
 """
 
+from enum import IntEnum
+
+
+class Exit(IntEnum):
+    """What a run's exit code tells whoever started it. Any other code, 1 or a signal's, means: start it again."""
+
+    DONE = 0
+    REFUSED = 2
+    """The recipe, the JSON, the text or the machine is not as it must be: do not retry, nothing changes by itself."""
+    STOPPED = 75
+    """Stopped and saved: start the same command again. EX_TEMPFAIL of sysexits.h, which schedulers read so."""
+    DIVERGED = 76
+    """The numbers ran away and the last good state is saved: do not retry as it is."""
+    NO_PROGRESS = 77
+    """Restarts came no further: do not retry as it is."""
+    HUNG = 79
+    """A step took longer than its limit, and every rank wrote where it stood: start the same command again."""
+
 
 class NezhaError(Exception):
-    """An error that the user can mend. `exit_code` 2 means: do not retry, nothing changes by itself."""
+    """An error that the user can mend."""
 
-    exit_code = 2
+    exit_code: int = Exit.REFUSED
 
 
 class ConfigError(NezhaError):
@@ -25,3 +43,15 @@ class CheckpointError(NezhaError):
 
 class LaunchError(NezhaError):
     """Ranks, devices, ports or disks that are not as the run needs them."""
+
+
+class DivergedError(NezhaError):
+    """Losses, gradients or weights that are no numbers any more, or a loss scale that can fall no further."""
+
+    exit_code = Exit.DIVERGED
+
+
+class NoProgressError(NezhaError):
+    """Attempt after attempt that ended before it came further than the one before."""
+
+    exit_code = Exit.NO_PROGRESS

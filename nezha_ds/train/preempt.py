@@ -14,9 +14,6 @@ from nezha_ds.train.ranks import Ranks
 
 log = logging.getLogger(__name__)
 
-EXIT_STOPPED = 75
-"""Stopped and saved: start the same command again. EX_TEMPFAIL of sysexits.h, which schedulers read as "try again"."""
-
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import nezha_ds
 from nezha_ds.data.settings import DataSettings, MaskingSettings
-from nezha_ds.errors import ConfigError
+from nezha_ds.errors import ConfigError, Exit
 from nezha_ds.model.config import NezhaConfig
 from nezha_ds.model.flops import step_flops
 from nezha_ds.model.heads import NezhaForPreTraining
@@ -36,7 +36,7 @@ from nezha_ds.train.ds_config import DeepSpeedConfig
 from nezha_ds.train.engine import Engine, describe_accelerator, join_ranks, leave_ranks
 from nezha_ds.train.folder import CHECKPOINTS, conclude, open_folder
 from nezha_ds.train.loop import Job, fit
-from nezha_ds.train.preempt import EXIT_STOPPED, StopFlag
+from nezha_ds.train.preempt import StopFlag
 from nezha_ds.train.ranks import Ranks
 from nezha_ds.train.recipe import Recipe, TrainSettings
 from nezha_ds.train.source import Source, check_source, open_source, prepare_if_missing
@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 
 
 def pretrain(recipe: Recipe, ds_config: DeepSpeedConfig, world: World) -> int:
-    """Run or go on with a run, as one rank of it; the exit code: 0 done, 75 stopped and saved. Errors are ours."""
+    """Run or go on with a run, as one rank of it; the exit code, `Exit.DONE` or `Exit.STOPPED`. Errors are ours."""
     stop = StopFlag()
     _check(recipe, ds_config)
     if world.is_main:
@@ -155,7 +155,7 @@ def _train(recipe: Recipe, ds_config: DeepSpeedConfig, ranks: Ranks, stop: StopF
     state = _resume(folder / CHECKPOINTS, engine, State.fresh(recipe, ds_config, config, source.fingerprint), ranks)
     if state.step >= recipe.train.steps:
         log.info("%s is done: step %d of %d; raise train.steps to go on", folder, state.step, recipe.train.steps)
-        return 0
+        return Exit.DONE
     observers = _observers(recipe, world)
     job = Job(
         engine=engine,
@@ -180,7 +180,7 @@ def _train(recipe: Recipe, ds_config: DeepSpeedConfig, ranks: Ranks, stop: StopF
         log.info("%s", to_text(conclude(folder)))
     if not finished:
         log.info("stopped and saved; start the same command again to go on")
-    return 0 if finished else EXIT_STOPPED
+    return Exit.DONE if finished else Exit.STOPPED
 
 
 def _resume(root: Path, engine: Engine, fresh: State, ranks: Ranks) -> State:

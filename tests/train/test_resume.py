@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nezha_ds.train.preempt import EXIT_STOPPED
+from nezha_ds.errors import Exit
 from tests.helpers import runs
 
 pytestmark = [pytest.mark.ranks, pytest.mark.usefixtures("warm")]
@@ -45,7 +45,7 @@ def test_a_signal_to_one_rank_saves_on_all(undisturbed, tmp_path, embedded, numb
     ranks[1].send_signal(number)
     run.open_gate()
     printed = [rank.communicate(timeout=600)[0] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [EXIT_STOPPED] * 2, printed
+    assert [rank.returncode for rank in ranks] == [Exit.STOPPED] * 2, printed
     stopped = max(run.losses())
     assert run.checkpoint(stopped).exists()
     assert stopped <= 7  # at the end of the step that it was at, the last of which was behind the gate
