@@ -21,8 +21,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, isfinite, sqrt
 from pathlib import Path
-from typing import Any
 from statistics import fmean, median
+from typing import Any
 
 import torch
 from torch import Tensor

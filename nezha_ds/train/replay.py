@@ -50,6 +50,8 @@ class Found:
     told: float
     """Its loss by the dump."""
     loss: float
+    samples: list[int]
+    """Their numbers in the plan."""
     begins: str | None
     """The first module whose output holds what is no number; None where none does."""
 
@@ -82,10 +84,11 @@ class Replay:
             if not _agree(one.loss, one.told, near)
         ]
         told, found = by_layer(self.dump.gradients), by_layer(self.gradients)
-        for layer, norm in told.items():
-            same = _agree(found.get(layer, 0.0), norm, NORMS[self.dump.precision])
-            if not (same if self.same_draws else isfinite(found.get(layer, 0.0)) == isfinite(norm)):
-                lines.append(f"{layer}: norm of gradients {found.get(layer, 0.0):.4g}, and {norm:.4g} by the dump")
+        for layer, norm in found.items():
+            by_dump = told.get(layer, 0.0)
+            same = _agree(norm, by_dump, NORMS[self.dump.precision])
+            if not (same if self.same_draws else isfinite(norm) == isfinite(by_dump)):
+                lines.append(f"{layer}: norm of gradients {norm:.4g}, and {by_dump:.4g} by the dump")
         return lines
 
 
@@ -106,7 +109,9 @@ def replay(folder: Path, device: str | None = None) -> Replay:
         torch.manual_seed(dropout_seed(dump.seed, dump.step - 1, rank))
         for number, batch in enumerate(own):
             loss, begins = _micro_batch(model, batch.to(chosen), dump, objective, (rank, number))
-            micro_batches.append(Found(rank, number, dump.losses[rank][number], loss, begins))
+            micro_batches.append(
+                Found(rank, number, dump.losses[rank][number], loss, batch.sample_ids.tolist(), begins)
+            )
             for name, parameter in _trained(model):
                 if parameter.grad is not None:
                     sums[name] += parameter.grad.float()
@@ -214,9 +219,12 @@ def _lines(found: Replay) -> Iterator[str]:
     yield f"{'rank':>4} {'micro-batch':>11} {'loss':>12} {'by the dump':>12}  first module with NaN or infinity"
     for one in found.micro_batches:
         yield f"{one.rank:>4} {one.number:>11} {one.loss:>12.6g} {one.told:>12.6g}  {one.begins or '-'}"
+    for one in found.micro_batches:
+        if one.begins:
+            yield f"samples of rank {one.rank}, micro-batch {one.number}: {', '.join(map(str, one.samples))}"
     told, again = by_layer(dump.gradients), by_layer(found.gradients)
     yield f"{'layer':<40} {'norm of gradients':>17} {'by the dump':>12}"
-    for layer, norm in told.items():
-        yield f"{layer:<40} {again.get(layer, 0.0):>17.4g} {norm:>12.4g}"
+    for layer, norm in again.items():
+        yield f"{layer:<40} {norm:>17.4g} {told.get(layer, 0.0):>12.4g}"
     yield from (f"differs: {line}" for line in found.differences)
     yield "reproduced" if not found.differences else "not reproduced: look for it outside weights, text and model"

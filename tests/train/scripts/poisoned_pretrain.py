@@ -1,11 +1,11 @@
-"""launch/pretrain.py with something wrong in one step, as the variable POISON says: `WHAT:STEP[:RANK]`.
+"""launch/pretrain.py with something wrong, as the variable POISON says: `WHAT:STEP`, several with commas between.
 
-    gradient    one number of a gradient is NaN, on that rank; the loss is as it was
-    overflow    weights before the step, on all ranks, that give the same loss and gradients beyond fp32
-    weight      a weight before the step, on all ranks, too large to compute with
-    loss        30 nats are added to every loss: gradients are as they were
-    update      the update of the step makes a weight NaN
-    evaluation  the losses of every evaluation are NaN
+gradient    one number of a gradient is NaN, on the last rank; the loss is as it was
+overflow    weights before the step, on all ranks, that give the same loss and gradients beyond fp32
+weight      a row of weights is infinite before the step, on all ranks
+loss        30 nats are added to every loss: gradients are as they were
+update      the update of the step makes a weight NaN
+evaluation  the losses of every evaluation from that step on are NaN
 """
 
 import os
@@ -23,7 +23,7 @@ from nezha_ds.train.checkpoint import gather_weights
 from nezha_ds.train.loop import Job
 from nezha_ds.train.meter import LossMeter
 
-WHAT, STEP, RANK = (*os.environ["POISON"].split(":"), "0")[:3]
+BY_STEP = {int(step): what for what, step in (one.split(":") for one in os.environ["POISON"].split(",") if one)}
 SPOILT = "encoder.blocks.1.widen.weight"
 
 _train_step, _losses, _evaluation = loop.train_step, loop.pretraining_losses, evaluate.pretraining_losses
@@ -31,14 +31,14 @@ _train_step, _losses, _evaluation = loop.train_step, loop.pretraining_losses, ev
 
 def train_step(job: Job, step: int, meter: LossMeter) -> None:
     """The loop's own; `step` steps are done."""
-    if step + 1 == int(STEP):
-        POISONS[WHAT](job)
+    if what := BY_STEP.get(step + 1):
+        POISONS[what](job)
     _train_step(job, step, meter)
     loop.pretraining_losses = _losses
 
 
 def gradient(job: Job) -> None:
-    if job.ranks.world.rank == int(RANK):
+    if job.ranks.world.rank == job.ranks.world.world_size - 1:
         parameter = dict(job.engine.module.named_parameters())[SPOILT]
         parameter.register_hook(lambda found: found.index_fill(0, torch.tensor([0]), torch.nan))
 
@@ -53,7 +53,7 @@ def overflow(job: Job) -> None:
 
 def weight(job: Job) -> None:
     weights = gather_weights(job.engine)
-    weights[SPOILT][0] = 3e38
+    weights[SPOILT][0] = torch.inf
     job.engine.load_weights(weights)
 
 
@@ -77,9 +77,12 @@ def update(job: Job) -> None:
     job.engine.step = spoil
 
 
-def unsound_evaluation(*arguments: Any) -> Losses:
-    losses = _evaluation(*arguments)
-    return replace(losses, parts=dict.fromkeys(losses.parts, torch.tensor(torch.nan)))
+def evaluation(_job: Job) -> None:
+    def unsound(*arguments: Any) -> Losses:
+        losses = _evaluation(*arguments)
+        return replace(losses, parts=dict.fromkeys(losses.parts, torch.tensor(torch.nan)))
+
+    evaluate.pretraining_losses = unsound
 
 
 POISONS: dict[str, Callable[[Job], None]] = {
@@ -88,11 +91,9 @@ POISONS: dict[str, Callable[[Job], None]] = {
     "weight": weight,
     "loss": loss,
     "update": update,
-    "evaluation": lambda _: None,
+    "evaluation": evaluation,
 }
 
 if __name__ == "__main__":
     loop.train_step = train_step
-    if WHAT == "evaluation":
-        evaluate.pretraining_losses = unsound_evaluation
     sys.exit(main(["pretrain", *sys.argv[1:]]))
