@@ -54,7 +54,7 @@ def test_a_loss_that_falls_with_noise_has_no_spikes(noise):
 
 
 def test_jumps_are_found_also_many_of_them():
-    curve, jumps = falling(3000, 0.03), [*range(500, 530, 3), 1000, 2999]
+    curve, jumps = falling(3000, 0.03), [*range(1500, 1530, 3), 2000, 2999]
     curve[jumps] += 1.0
     assert spikes_in(curve) == jumps
 
