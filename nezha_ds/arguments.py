@@ -23,6 +23,7 @@ def parser() -> argparse.ArgumentParser:
         _add_bench_loader,
         _add_pretrain,
         _add_export,
+        _add_replay,
         _add_convert,
         _add_onnx,
         _add_fill_mask,
@@ -214,6 +215,19 @@ def _add_export(commands: Any) -> None:
     )
     command.add_argument("run_folder", type=Path, metavar="RUN", help="the run's folder")
     command.add_argument("out", type=Path, metavar="OUT", help="a folder that is not there yet")
+
+
+def _add_replay(commands: Any) -> None:
+    command = _command(
+        commands,
+        "replay",
+        "Compute a step that ended a run again, in one process: losses, norms of gradients, and the first module with\n"
+        "NaN or infinity, beside what the run found. Exit code 0 when it comes out the same, 1 when it does not.",
+        "  nezha-ds replay build/demo/run/dumps/step-00000042\n"
+        "  nezha-ds replay runs/base/dumps/step-00031250 --device cpu   a GPU's dump on a laptop",
+    )
+    command.add_argument("dump", type=Path, metavar="DUMP", help="a folder in RUN/dumps")
+    command.add_argument("--device", choices=("cpu", "cuda"), help="where (default: a GPU if there is one)")
 
 
 def _add_convert(commands: Any) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from nezha_ds.arguments import parser
-from nezha_ds.errors import ConfigError, NezhaError
+from nezha_ds.errors import ConfigError, DivergedError, NezhaError
 from nezha_ds.world import find_world
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return COMMANDS[given.command](given)
     except NezhaError as error:
-        # Every rank finds the same fault in a recipe: one of them says so.
-        if not isinstance(error, ConfigError) or find_world().is_main:
+        # Every rank finds the same fault in a recipe, or agreed on what went wrong: one of them says so.
+        if not isinstance(error, ConfigError | DivergedError) or find_world().is_main:
             print(f"nezha-ds: {error}", file=sys.stderr)  # noqa: T201 - this is where errors are told
         return error.exit_code
     except KeyboardInterrupt:
@@ -132,6 +132,16 @@ def export(given: argparse.Namespace) -> int:
     return 0
 
 
+def replay(given: argparse.Namespace) -> int:
+    """The step of a dump once more; 1 when it comes out otherwise."""
+    from nezha_ds.train.replay import replay as compute_again
+    from nezha_ds.train.replay import to_text
+
+    found = compute_again(given.dump, given.device)
+    print(to_text(found))  # noqa: T201
+    return 1 if found.differences else 0
+
+
 def convert(given: argparse.Namespace) -> int:
     """Somebody else's model folder as ours, or ours as Huawei's."""
     from nezha_ds.model.convert import convert as convert_folder
@@ -212,6 +222,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "inspect": inspect,
     "pretrain": pretrain,
     "export": export,
+    "replay": replay,
     "convert": convert,
     "onnx": onnx,
     "fill-mask": fill_mask,

@@ -1,9 +1,9 @@
-"""What a run tells its observers: four plain events, each handed to every observer.
+"""What a run tells its observers: five plain events, each handed to every observer.
 
-The training loop builds an event where something is due (a start, a log step, an evaluation, a save); the journal,
-the console and the exporter each take what they need from the same one, so that the three can never disagree. Events
-hold plain numbers only: whoever builds one has already paid for the device-to-host copy. Building one costs about
-5 µs.
+The training loop builds an event where something is due (a start, a log step, an evaluation, a save, a trouble); the
+journal, the console and the exporter each take what they need from the same one, so that the three can never disagree.
+Events hold plain numbers only: whoever builds one has already paid for the device-to-host copy. Building one costs
+about 5 µs.
 """
 
 from collections.abc import Mapping
@@ -137,7 +137,21 @@ class Save(_Event):
     seconds: float
 
 
-Event: TypeAlias = Start | Record | Evaluation | Save
+class Trouble(_Event):
+    """A step whose loss or gradients are not as they should be, told when it happens."""
+
+    kind: Literal["trouble"] = "trouble"
+    what: Literal["spike", "loss", "gradient"]
+    """A loss far above those before it; a loss, or a gradient, that is no number."""
+    value: float
+    """The loss in nats, or the norm of the gradients."""
+    limit: float
+    """Above this a loss is a spike."""
+    skipped: bool = False
+    """Whether the step's update was left out."""
+
+
+Event: TypeAlias = Start | Record | Evaluation | Save | Trouble
 
 
 class Observer(Protocol):

@@ -9,11 +9,12 @@ launcher or a scheduler, it is a plain line:
 import logging
 import sys
 from collections.abc import Iterator, Mapping
+from math import isfinite
 
 from rich.console import Console as Terminal
 from rich.progress import BarColumn, Progress, TextColumn
 
-from nezha_ds.observe.events import Evaluation, Event, Record, Save, Start
+from nezha_ds.observe.events import Evaluation, Event, Record, Save, Start, Trouble
 from nezha_ds.observe.meters import Pace
 from nezha_ds.world import World
 
@@ -66,6 +67,10 @@ class Console:
                 self._record(event)
             case Evaluation() | Save():
                 log.info("%s", event_line(event))
+                if isinstance(event, Evaluation) and not isfinite(event.loss):
+                    log.warning("step %d · the %s loss is %s; training goes on", event.step, event.split, event.loss)
+            case Trouble():
+                log.warning("%s", event_line(event))
 
     def close(self) -> None:
         """Leave the terminal as it was."""
@@ -110,7 +115,7 @@ def _record_parts(record: Record, target_steps: int, remaining: float | None) ->
         yield f"ETA {clock(remaining)}"
 
 
-def event_line(event: Start | Evaluation | Save) -> str:
+def event_line(event: Start | Evaluation | Save | Trouble) -> str:
     """Any other event in one line."""
     match event:
         case Start():
@@ -125,6 +130,12 @@ def event_line(event: Start | Evaluation | Save) -> str:
             )
         case Save():
             return f"step {event.step} · checkpoint {'saved' if event.ok else 'FAILED'} · {event.seconds:.1f} s"
+        case Trouble(what="spike"):
+            done = "its update was left out" if event.skipped else "train.skip_spikes would leave its update out"
+            return f"step {event.step} · loss {event.value:.3f} is a spike, above {event.limit:.3f}; {done}"
+        case Trouble():
+            name = {"loss": "the loss", "gradient": "the norm of the gradients"}[event.what]
+            return f"step {event.step} · {name} is {event.value}; the step is not applied"
 
 
 def short(number: float) -> str:

@@ -10,10 +10,11 @@ run without fp16. Counters are there from the start with 0, because a rate needs
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from math import isfinite
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
-from nezha_ds.observe.events import Evaluation, Event, Record, Save, Start
+from nezha_ds.observe.events import Evaluation, Event, Record, Save, Start, Trouble
 
 Kind = Literal["counter", "gauge", "histogram", "info"]
 
@@ -131,6 +132,14 @@ TABLE: tuple[Metric, ...] = (
     Metric("nezha_train_learning_rate", "gauge", "Learning rate"),
     Metric("nezha_train_loss_scale", "gauge", "Dynamic loss scale; absent without fp16"),
     Metric("nezha_train_overflow_steps_total", "counter", "Steps whose update was dropped by an overflow"),
+    Metric("nezha_train_loss_spikes_total", "counter", "Steps whose loss was far above those before it"),
+    Metric("nezha_train_skipped_spikes_total", "counter", "Of them, those whose update was left out"),
+    Metric("nezha_train_nonfinite_loss_total", "counter", "Steps whose loss was NaN or infinite; the run stops there"),
+    Metric(
+        "nezha_train_nonfinite_gradient_total",
+        "counter",
+        "Steps with a finite loss and NaN or infinite gradients, fp16's overflows not counted; the run stops there",
+    ),
     Metric(
         "nezha_data_epoch",
         "gauge",
@@ -163,6 +172,12 @@ TABLE: tuple[Metric, ...] = (
         "Predictions of the last evaluation",
         labels={"split": ANY, "objective": OBJECTIVES},
     ),
+    Metric(
+        "nezha_eval_nonfinite_loss_total",
+        "counter",
+        "Evaluations whose loss was NaN or infinite",
+        labels={"split": ANY},
+    ),
     Metric("nezha_eval_last_timestamp_seconds", "gauge", "End of the last evaluation", labels={"split": ANY}),
     Metric(
         "nezha_checkpoint_saves_total",
@@ -194,6 +209,8 @@ def values_of(event: Event) -> list[Value]:
             return list(_of_evaluation(event))
         case Save():
             return list(_of_save(event))
+        case Trouble():
+            return list(_of_trouble(event))
 
 
 def _of_start(event: Start) -> Iterator[Value]:
@@ -262,6 +279,7 @@ def _of_evaluation(event: Evaluation) -> Iterator[Value]:
         yield Value("nezha_eval_accuracy_ratio", accuracy, {"split": event.split, "objective": objective})
     for objective, count in event.predictions.items():
         yield Value("nezha_eval_predictions", count, {"split": event.split, "objective": objective})
+    yield Value("nezha_eval_nonfinite_loss_total", not isfinite(event.loss), {"split": event.split})
     yield Value("nezha_eval_last_timestamp_seconds", event.time, {"split": event.split})
 
 
@@ -271,3 +289,10 @@ def _of_save(event: Save) -> Iterator[Value]:
         yield Value("nezha_checkpoint_last_success_step", event.step)
         yield Value("nezha_checkpoint_last_success_timestamp_seconds", event.time)
         yield Value("nezha_checkpoint_save_duration_seconds", event.seconds)
+
+
+def _of_trouble(event: Trouble) -> Iterator[Value]:
+    yield Value("nezha_train_loss_spikes_total", event.what == "spike")
+    yield Value("nezha_train_skipped_spikes_total", event.skipped)
+    yield Value("nezha_train_nonfinite_loss_total", event.what == "loss")
+    yield Value("nezha_train_nonfinite_gradient_total", event.what == "gradient")

@@ -1,8 +1,8 @@
 """The only door to deepspeed: a model and a checked JSON become an `Engine`.
 
 DeepSpeed decides by precision and ZeRO stage which of five optimizer wrappers it builds, each with its own private
-names for masters, groups, scale and overflow. All of that knowledge is in this file; the rest of the project sees
-`forward`, `backward`, `step`, a few numbers, and a list of slices.
+names for masters, groups, scale and overflow. All of that knowledge is in this file and in `gradients.py`; the rest of
+the project sees `forward`, `backward`, `step`, a few numbers, and a list of slices.
 """
 
 import logging
@@ -31,6 +31,7 @@ from nezha_ds.optim.schedule import SCHEDULES, Schedule
 from nezha_ds.optim.slices import Slice
 from nezha_ds.train.ds_config import DeepSpeedConfig
 from nezha_ds.train.extensions import compiling_alone
+from nezha_ds.train.gradients import drop_gradients, own_gradients
 from nezha_ds.world import World, search_programs_in, set_rendezvous, threads_per_rank
 
 log = logging.getLogger(__name__)
@@ -139,6 +140,20 @@ class Engine:
         assert self._engine.is_gradient_accumulation_boundary()
         self._engine.step()
         return bool(self._engine.was_step_applied())
+
+    def drop_step(self) -> None:
+        """End a step without its update: weights, moments, schedule, loss scale and count of updates stay."""
+        assert self._engine.is_gradient_accumulation_boundary()
+        drop_gradients(self._engine.optimizer)
+        self._engine._global_grad_norm = None
+        self._engine.global_steps += 1
+        self._engine.global_samples += self._engine.train_batch_size()
+        self._engine.micro_steps += 1
+
+    def gradients(self) -> list[tuple[Slice, Tensor]]:
+        """This rank's slices with their gradients, between the last backward and the update: see gradients.py."""
+        named = dict(self.module.named_parameters())
+        return list(own_gradients(self._engine.optimizer, self._basic().param_groups, named, self.slices))
 
     # --------------------------------------------------------------------------------------------------- as numbers
 

@@ -20,7 +20,7 @@ from nezha_ds.train.ds_config import DeepSpeedConfig
 from nezha_ds.train.recipe import Recipe
 from nezha_ds.world import World
 
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS, DUMPS = "checkpoints", "dumps"
 RECIPE, DS_CONFIG, ENVIRONMENT, SUMMARY = "recipe.toml", "ds_config.json", "environment.json", "summary.json"
 PACKAGES = ("nezha-ds", "deepspeed", "torch", "numpy", "pyarrow", "tokenizers", "rjieba", "jieba")
 

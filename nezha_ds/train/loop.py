@@ -1,7 +1,8 @@
 """The loop, on one screen: accumulate, step, and then log, evaluate, save, stop where due.
 
 A step draws its dropout from (seed, step, rank) and its samples from the step's number, so a run that was killed and
-goes on from a checkpoint computes what it would have computed. The host waits for the device at log steps only.
+goes on from a checkpoint computes what it would have computed. The host waits for the device once a step, before the
+update (guard.py), and at log steps.
 """
 
 import time
@@ -9,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from nezha_ds.data.loader import Loader
 from nezha_ds.objectives import ObjectiveSettings, pretraining_losses
@@ -16,6 +18,7 @@ from nezha_ds.observe.events import Event, Observer, Record
 from nezha_ds.observe.meters import Interval
 from nezha_ds.train.engine import Engine
 from nezha_ds.train.evaluate import evaluate
+from nezha_ds.train.guard import Attempt, Guard
 from nezha_ds.train.meter import LossMeter, prediction_shares
 from nezha_ds.train.preempt import StopFlag
 from nezha_ds.train.ranks import Ranks
@@ -35,6 +38,8 @@ class Job:
     settings: TrainSettings
     observers: Sequence[Observer]
     stop: StopFlag
+    guard: Guard
+    """Looks at a step's losses and gradients before they are applied."""
     save: Callable[[int], None]
     """Writes the checkpoint of a step; collective."""
     sample_flops: int
@@ -78,6 +83,7 @@ def train_step(job: Job, step: int, meter: LossMeter) -> None:
     with interval.time("data_wait"):
         batches = [next(job.batches) for _ in range(engine.config.batch.accumulation)]
     shares = prediction_shares(batches, job.objective, job.ranks)
+    totals: list[Tensor] = []
     for batch, share in zip(batches, shares, strict=True):
         interval.count(samples=batch.samples, places=batch.input_ids.numel(), tokens=int(batch.lengths.sum()))
         moved = batch.to(engine.device)
@@ -86,8 +92,12 @@ def train_step(job: Job, step: int, meter: LossMeter) -> None:
         with interval.time("backward"):
             engine.backward(losses.total)
         meter.add(losses)
+        totals.append(losses.total.detach())
     with interval.time("optimizer"):
-        interval.count(skipped=not engine.step())
+        if job.guard.check(Attempt(step, batches, shares, totals)):
+            interval.count(skipped=not engine.step())
+        else:
+            engine.drop_step()
 
 
 def dropout_seed(seed: int, step: int, rank: int) -> int:

@@ -28,6 +28,9 @@ class TrainSettings(Settings):
     """Steps between checkpoints; there is always one at the end."""
     keep_last: int = Field(default=2, ge=1)
     """Checkpoints that are kept; an older one goes only when a newer one has been verified."""
+    skip_spikes: float = Field(default=0.0, ge=0)
+    """So many robust deviations above the median of the last 128 steps a loss is a spike, and the step's update is left
+    out; 0: none is left out, and those above 6 are counted."""
     checkpoint_activations: int = Field(default=0, ge=0)
     """Blocks, from the first on, that compute their inside again in backward instead of keeping it: memory for time."""
     compile: bool = False

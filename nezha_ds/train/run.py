@@ -5,6 +5,7 @@
       environment.json             versions, code revision, world, command
       metrics.jsonl                every event, always
       checkpoints/step-…           see checkpoint.py
+      dumps/step-…                 a step that went wrong, see dump.py
       summary.json                 what the run came to
 
 What can be checked without a device is checked before ranks meet: the recipe, the JSON, the text, the shards. The same
@@ -20,7 +21,7 @@ from pathlib import Path
 
 import nezha_ds
 from nezha_ds.data.settings import DataSettings, MaskingSettings
-from nezha_ds.errors import ConfigError, Exit
+from nezha_ds.errors import CheckpointError, ConfigError, DivergedError, Exit
 from nezha_ds.model.config import NezhaConfig
 from nezha_ds.model.flops import step_flops
 from nezha_ds.model.heads import NezhaForPreTraining
@@ -34,7 +35,8 @@ from nezha_ds.observe.report import to_text
 from nezha_ds.train.checkpoint import State, check_belongs, newest_sound, prune, read_state, restore, save
 from nezha_ds.train.ds_config import DeepSpeedConfig
 from nezha_ds.train.engine import Engine, describe_accelerator, join_ranks, leave_ranks
-from nezha_ds.train.folder import CHECKPOINTS, conclude, open_folder
+from nezha_ds.train.folder import CHECKPOINTS, DUMPS, conclude, open_folder
+from nezha_ds.train.guard import Guard, is_sound
 from nezha_ds.train.loop import Job, fit
 from nezha_ds.train.preempt import StopFlag
 from nezha_ds.train.ranks import Ranks
@@ -157,6 +159,7 @@ def _train(recipe: Recipe, ds_config: DeepSpeedConfig, ranks: Ranks, stop: StopF
         log.info("%s is done: step %d of %d; raise train.steps to go on", folder, state.step, recipe.train.steps)
         return Exit.DONE
     observers = _observers(recipe, world)
+    guard = Guard(engine, ranks, recipe.train.skip_spikes, state, folder / DUMPS, lambda event: job.tell(event))
     job = Job(
         engine=engine,
         ranks=ranks,
@@ -166,7 +169,8 @@ def _train(recipe: Recipe, ds_config: DeepSpeedConfig, ranks: Ranks, stop: StopF
         settings=recipe.train,
         observers=observers,
         stop=stop,
-        save=_saver(folder / CHECKPOINTS, engine, ranks, state, source, observers),
+        guard=guard,
+        save=_saver(folder / CHECKPOINTS, engine, ranks, state, source, observers, guard),
         sample_flops=_sample_flops(recipe, config),
     )
     try:
@@ -191,21 +195,32 @@ def _resume(root: Path, engine: Engine, fresh: State, ranks: Ranks) -> State:
     state = read_state(folder)
     check_belongs(state, fresh, engine.config.batch.global_batch)
     restore(folder, engine, state)
+    if not is_sound(engine, ranks):
+        raise CheckpointError(
+            f"{folder} holds weights or moments that are NaN or infinite; remove it to go on from the one before"
+        )
     log.info("going on from %s", folder.name)
-    return fresh.model_copy(update={"step": state.step, "samples": state.samples})
+    return fresh.model_copy(update={"step": state.step, "samples": state.samples, "counters": state.counters})
 
 
 def _saver(
-    root: Path, engine: Engine, ranks: Ranks, state: State, source: Source, observers: list[Observer]
+    root: Path, engine: Engine, ranks: Ranks, state: State, source: Source, observers: list[Observer], guard: Guard
 ) -> Callable[[int], None]:
     """What writes the checkpoint of a step, tells the observers how it went, and removes old ones."""
     files = source.tokenizer_files(state.model.max_position_embeddings)
 
     def save_step(step: int) -> None:
+        if not is_sound(engine, ranks):
+            raise DivergedError(
+                f"step {step} made weights or moments that are NaN or infinite, and is not saved; go on from the "
+                "checkpoint before with a lower learning rate"
+            )
         started, ok = time.perf_counter(), False
         samples = step * engine.config.batch.global_batch
         try:
-            now = state.model_copy(update={"step": step, "samples": samples, "counters": engine.counters()})
+            now = state.model_copy(
+                update={"step": step, "samples": samples, "counters": engine.counters() | {"losses": guard.losses}}
+            )
             save(root, engine, now, files, ranks)
             ok = True
         finally:

@@ -4,7 +4,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from nezha_ds.observe.events import Evaluation, Record, Save, Start
+from nezha_ds.observe.events import Evaluation, Record, Save, Start, Trouble
 from nezha_ds.observe.metrics import OBJECTIVES, PHASES
 
 
@@ -73,6 +73,11 @@ def save(step: int = 10, **changes: Any) -> Save:
     return Save(**{**fields, **changes})
 
 
+def trouble(step: int = 10, **changes: Any) -> Trouble:
+    fields: dict[str, Any] = {"time": 1500.0, "step": step, "what": "spike", "value": 9.0, "limit": 7.5}
+    return Trouble(**{**fields, **changes})
+
+
 # What a run that goes wrong may report: losses that exploded, intervals without a step.
 numbers = st.floats(allow_nan=True, allow_infinity=True)
 counts = st.integers(0, 10**12)
@@ -96,4 +101,5 @@ events = st.one_of(
     st.builds(start, step=st.integers(0, 100), run=st.text(), job_id=st.text()),
     st.builds(evaluation, step=st.integers(0, 100), loss=numbers, split=st.text(min_size=1)),
     st.builds(save, step=st.integers(0, 100), ok=st.booleans()),
+    st.builds(trouble, what=st.sampled_from(["spike", "loss", "gradient"]), value=numbers, skipped=st.booleans()),
 )
