@@ -3,7 +3,7 @@
 # make check  lint, format, types, import directions
 # make bench  our speed beside what a user would take instead -> build/bench.json
 # make study  positions, masks and spans compared in a small model, twenty minutes -> build/study/full/study.md
-# make study-batch  LAMB, AdamW and LAMB without its ratio at batches 64-fold apart, under ten minutes; -full: 58 models
+# make study-batch  LAMB, AdamW, LAMB without its ratio at batches 64-fold apart, ten minutes; -full: half an hour
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin

@@ -1,7 +1,7 @@
 """A study that anyone can repeat on a CPU: how far the batch can grow with LAMB, with AdamW, and without LAMB's ratio.
 
   make study-batch                                    two seeds, three batches, fewer samples: under ten minutes
-  make study-batch-full                               the full form: about an hour of two cores
+  make study-batch-full                               the full form: about half an hour on two cores
   .venv/bin/python -m tests.study.batch --out docs    the full form into docs/, as it is committed
 
 Writes study-batch.md, study-batch.svg and study-batch.json. Two models are trained at a time, each by one thread.

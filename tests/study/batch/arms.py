@@ -49,10 +49,10 @@ class Form:
 FORMS = {
     "full": Form(
         "full",
-        samples=32_768,
+        samples=24_576,
         batches=(8, 32, 128, 512),
         seeds=(1, 2, 3),
-        rates=(0.0005, 0.001, 0.002, 0.004, 0.008, 0.016),
+        rates=(0.001, 0.002, 0.004, 0.008, 0.016),
         multiples=(0.25, 0.5, 1.0, 2.0, 4.0),
     ),
     "quick": Form(

@@ -15,9 +15,9 @@ from tests.study.report import Circumstances, paragraph
 COLOUR = dict(zip(OPTIMIZERS, COLOURS, strict=True))
 DESCRIPTION = "A dot for each seed, a line through their means"
 _LIMITS = (
-    "How far this carries: a model of a few hundred thousand parameters and two million tokens, of which the largest "
-    "batch makes {steps} steps. It shows how the optimizers behave where steps become few; it says nothing of 32,768 "
-    "samples a step with a model of a hundred million parameters, for which the papers are the evidence."
+    "How far this carries: a model of a few hundred thousand parameters and {tokens:.1f} million tokens, of which the "
+    "largest batch makes {steps} steps. It shows how the optimizers behave where steps become few; it says nothing of "
+    "32,768 samples a step with a model of a hundred million parameters, for which the papers are the evidence."
 )
 
 
@@ -28,7 +28,7 @@ def page(results: Results, told: Circumstances) -> str:
         *_head(results, told, form),
         "## What it says",
         "\n".join(paragraph(f"- {one}") for one in sentences(results, form, told.entropy)),
-        paragraph(_LIMITS.format(steps=form.samples // LARGEST)),
+        paragraph(_LIMITS.format(steps=form.samples // LARGEST, tokens=results.table[0].tokens / 1e6)),
         "## Held-out loss by batch",
         _table(results, form),
         "Seed by seed, in nats, and whose loss is lower:",
@@ -93,6 +93,11 @@ def _head(results: Results, told: Circumstances, form: Form) -> list[str]:
         f"{', '.join(map(str, form.seeds))}. A larger batch has fewer steps: that is the price, and what is asked is "
         "how little of it an optimizer pays."
     )
+    claims = (
+        "The LAMB paper (arXiv 1904.00962) holds that the ratio lets the batch of BERT grow from 512 to 32,768 by this "
+        "rule, with hardly any tuning and without loss. A later one (arXiv 2102.06356) holds that AdamW comes as far "
+        "when it is tuned at each batch."
+    )
     optimizers = (
         f"LAMB is this package's with its defaults, AdamW is torch's, and LAMB without the ratio is ours with "
         f"`min_coeff` and `max_coeff` 1. All have betas {BETAS[0]} and {BETAS[1]}, eps {EPS:g}, decay {DECAY} but for "
@@ -111,7 +116,7 @@ def _head(results: Results, told: Circumstances, form: Form) -> list[str]:
     )
     title = "# Study: batches, LAMB, and its ratio"
     picture = f"![{DESCRIPTION}](study-batch.svg)"
-    return [title, paragraph(made), picture, paragraph(setting), paragraph(optimizers), paragraph(reading)]
+    return [title, paragraph(made), picture, *map(paragraph, (claims, setting, optimizers, reading))]
 
 
 def _rows(lines: Sequence[Sequence[str]]) -> str:

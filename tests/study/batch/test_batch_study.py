@@ -250,7 +250,7 @@ def test_what_is_said_follows_from_the_numbers() -> None:
 def test_a_best_rate_at_the_edge_is_told_as_such() -> None:
     form, results = FORMS["full"], made_up_results(FORMS["full"])
     lowest = replace(results, base=[replace(one, loss=one.rate) for one in results.base])
-    assert "0.0005 is the best at 8 (the edge of what was tried)" in " ".join(sentences(lowest, form, ENTROPY))
+    assert "0.001 is the best at 8 (the edge of what was tried)" in " ".join(sentences(lowest, form, ENTROPY))
     double = replace(results, largest=[replace(one, loss=-one.rate) for one in results.largest])
     said = " ".join(sentences(double, form, ENTROPY))
     assert "at 512 4 times the rule's (the edge of what was tried), with which the loss is 0.096 nats lower" in said
