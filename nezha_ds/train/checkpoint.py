@@ -314,15 +314,18 @@ def _fill(tensor: Tensor, piece: Slice, stored: list[tuple[Path, str, int]], key
         )
 
 
-def check_belongs(state: State, run: State, global_batch: int) -> None:
-    """CheckpointError when a checkpoint is of another model, data set, seed or batch than the run that wants it."""
+def check_belongs(state: State, run: State, samples: int) -> None:
+    """CheckpointError when a checkpoint is of another model, data set, seed or batch than the run that wants it.
+
+    `samples` are those that the run's own batches come to before the checkpoint's step.
+    """
     heads = {name: getattr(run.model, name) for name in HEADS.values()}
     differences = {
         "[model]": state.model.model_copy(update=heads) != run.model,
         "objective.span, span_form or sop": any(getattr(state.model, name) != value for name, value in heads.items()),
         "data.shards or data.mixture": state.fingerprint != run.fingerprint,
         "train.seed": state.seed != run.seed,
-        "train_batch_size": state.samples != state.step * global_batch,
+        "train_batch_size or batch_warmup": state.samples != samples,
     }
     for name, differs in differences.items():
         if differs:

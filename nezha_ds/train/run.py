@@ -160,7 +160,7 @@ def _train(recipe: Recipe, ds_config: DeepSpeedConfig, ranks: Ranks, stop: StopF
     job = Job(
         engine=engine,
         ranks=ranks,
-        batches=source.training(engine, state.samples),
+        batches=source.training(engine, state.step),
         heldout=(lambda: source.heldout(engine)) if recipe.train.eval_samples and source.has_heldout else None,
         objective=recipe.objective,
         settings=recipe.train,
@@ -189,7 +189,7 @@ def _resume(root: Path, engine: Engine, fresh: State, ranks: Ranks) -> State:
     if folder is None:
         return fresh
     state = read_state(folder)
-    check_belongs(state, fresh, engine.config.batch.global_batch)
+    check_belongs(state, fresh, engine.config.batch.samples_before(state.step))
     restore(folder, engine, state)
     log.info("going on from %s", folder.name)
     return fresh.model_copy(update={"step": state.step, "samples": state.samples})
@@ -203,7 +203,7 @@ def _saver(
 
     def save_step(step: int) -> None:
         started, ok = time.perf_counter(), False
-        samples = step * engine.config.batch.global_batch
+        samples = engine.config.batch.samples_before(step)
         try:
             now = state.model_copy(update={"step": step, "samples": samples, "counters": engine.counters()})
             save(root, engine, now, files, ranks)
