@@ -35,6 +35,7 @@ from nezha_ds.train.checkpoint import State, check_belongs, newest_sound, prune,
 from nezha_ds.train.ds_config import DeepSpeedConfig
 from nezha_ds.train.engine import Engine, describe_accelerator, join_ranks, leave_ranks
 from nezha_ds.train.folder import CHECKPOINTS, conclude, open_folder
+from nezha_ds.train.initial import begin_from, check_parent
 from nezha_ds.train.loop import Job, fit
 from nezha_ds.train.preempt import StopFlag
 from nezha_ds.train.ranks import Ranks
@@ -152,7 +153,12 @@ def _train(recipe: Recipe, ds_config: DeepSpeedConfig, ranks: Ranks, stop: StopF
     if world.is_main:
         open_folder(recipe, ds_config, sum(parameter.numel() for parameter in model.parameters()), world)
     engine = Engine(model, ds_config, recipe.train.steps, world)
-    state = _resume(folder / CHECKPOINTS, engine, State.fresh(recipe, ds_config, config, source.fingerprint), ranks)
+    own, fresh = newest_sound(folder / CHECKPOINTS, ranks), State.fresh(recipe, ds_config, config, source.fingerprint)
+    begins = recipe.run.init_from if own is None else None
+    if begins:
+        state = begin_from(begins, engine, fresh, source.tokenizer_files(config.max_position_embeddings), ranks)
+    else:
+        state = _resume(own, engine, fresh, recipe)
     if state.step >= recipe.train.steps:
         log.info("%s is done: step %d of %d; raise train.steps to go on", folder, state.step, recipe.train.steps)
         return Exit.DONE
@@ -160,7 +166,7 @@ def _train(recipe: Recipe, ds_config: DeepSpeedConfig, ranks: Ranks, stop: StopF
     job = Job(
         engine=engine,
         ranks=ranks,
-        batches=source.training(engine, state.samples),
+        batches=source.training(engine, state.step),
         heldout=(lambda: source.heldout(engine)) if recipe.train.eval_samples and source.has_heldout else None,
         objective=recipe.objective,
         settings=recipe.train,
@@ -170,8 +176,10 @@ def _train(recipe: Recipe, ds_config: DeepSpeedConfig, ranks: Ranks, stop: StopF
         sample_flops=_sample_flops(recipe, config),
     )
     try:
-        job.tell(_start_event(recipe, ds_config, state.step, world, job.batches.sources))
+        job.tell(_start_event(recipe, ds_config, state, world, job.batches.sources))
         with job.batches:
+            if begins:
+                job.save(0)
             finished = fit(job, state.step)
     finally:
         for observer in observers:
@@ -183,16 +191,16 @@ def _train(recipe: Recipe, ds_config: DeepSpeedConfig, ranks: Ranks, stop: StopF
     return Exit.DONE if finished else Exit.STOPPED
 
 
-def _resume(root: Path, engine: Engine, fresh: State, ranks: Ranks) -> State:
+def _resume(folder: Path | None, engine: Engine, fresh: State, recipe: Recipe) -> State:
     """The state of the checkpoint to go on from, loaded into the engine; the fresh one at the beginning."""
-    folder = newest_sound(root, ranks)
     if folder is None:
         return fresh
     state = read_state(folder)
-    check_belongs(state, fresh, engine.config.batch.global_batch)
+    check_parent(state, recipe.run.init_from, recipe.run.folder)
+    check_belongs(state, fresh, engine.config.batch.samples_before(state.step))
     restore(folder, engine, state)
     log.info("going on from %s", folder.name)
-    return fresh.model_copy(update={"step": state.step, "samples": state.samples})
+    return fresh.model_copy(update={"step": state.step, "samples": state.samples, "parent": state.parent})
 
 
 def _saver(
@@ -203,7 +211,7 @@ def _saver(
 
     def save_step(step: int) -> None:
         started, ok = time.perf_counter(), False
-        samples = step * engine.config.batch.global_batch
+        samples = engine.config.batch.samples_before(step)
         try:
             now = state.model_copy(update={"step": step, "samples": samples, "counters": engine.counters()})
             save(root, engine, now, files, ranks)
@@ -233,11 +241,11 @@ def _sample_flops(recipe: Recipe, config: NezhaConfig) -> int:
 
 
 def _start_event(
-    recipe: Recipe, ds_config: DeepSpeedConfig, step: int, world: World, sources: tuple[str, ...]
+    recipe: Recipe, ds_config: DeepSpeedConfig, state: State, world: World, sources: tuple[str, ...]
 ) -> Start:
     return Start(
         time=time.time(),
-        step=step,
+        step=state.step,
         run=recipe.run.folder.name,
         target_steps=recipe.train.steps,
         world_size=world.world_size,
@@ -249,4 +257,5 @@ def _start_event(
         deepspeed=version("deepspeed"),
         torch=version("torch"),
         job_id=variable("SLURM_JOB_ID"),
+        parent=f"{state.parent.run} {state.parent.checkpoint}" if state.parent else "",
     )
