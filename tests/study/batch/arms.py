@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nezha_ds.config import build, set_value
+from nezha_ds.optim.schedule import square_root_lr
 from nezha_ds.train.recipe import Recipe
 from tests.study.arms import BASE
 
@@ -94,8 +95,8 @@ class Point:
 
 
 def square_root(base: float, batch: int) -> float:
-    """The rate at a batch, from that at the smallest."""
-    return base * (batch / SMALLEST) ** 0.5
+    """The rate at a batch by the package's rule, from that at the smallest."""
+    return square_root_lr(base, SMALLEST, batch)
 
 
 def base_sweep(form: Form) -> list[Point]:
