@@ -3,12 +3,13 @@
 # make check  lint, format, types, import directions
 # make bench  our speed beside what a user would take instead -> build/bench.json
 # make study  positions, masks and spans compared in a small model, twenty minutes -> build/study/full/study.md
+# make study-batch  LAMB, AdamW, LAMB without its ratio at batches 64-fold apart, ten minutes; -full: half an hour
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test check format bench study clean .venv-hf .venv-bench
+.PHONY: demo test check format bench study study-batch study-batch-full clean .venv-hf .venv-bench
 .DELETE_ON_ERROR:
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -38,6 +39,12 @@ bench: $(INSTALLED) .venv-bench/installed
 
 study: $(INSTALLED)
 	$(BIN)/python -m tests.study
+
+study-batch: $(INSTALLED)
+	$(BIN)/python -m tests.study.batch --quick
+
+study-batch-full: $(INSTALLED)
+	$(BIN)/python -m tests.study.batch
 
 # Environments of their own for what we are compared with: in results (.venv-hf) and in speed (.venv-bench).
 .venv-hf: .venv-hf/installed

@@ -195,13 +195,21 @@ def _add_pretrain(commands: Any) -> None:
         "  deepspeed launch/pretrain.py                         the demo: shipped text, tiny model\n"
         "  deepspeed --num_accelerators 2 launch/pretrain.py --set train.steps=200\n"
         "  deepspeed launch/pretrain.py --recipe launch/recipes/nezha-base.toml \\\n"
-        "      --deepspeed_config ds_configs/lamb-32768-fp16.json --set data.shards=/data/shards\n"
+        "      --deepspeed_config ds_configs/lamb-65536-fp16.json --set run.folder=runs/first\n"
+        "  deepspeed launch/pretrain.py --recipe launch/recipes/nezha-base.toml \\\n"
+        "      --deepspeed_config ds_configs/lamb-32768-fp16.json --init-from runs/first \\\n"
+        "      --set run.folder=runs/second --set data.length=512\n"
         "\n"
         "exit codes: 0 done; 2 mend the configuration first; 75 stopped and saved, start again",
     )
     command.add_argument("--recipe", type=Path, default=DEFAULT_RECIPE, help="TOML (default: %(default)s)")
     command.add_argument("--deepspeed_config", type=Path, default=DEFAULT_DS_CONFIG, help="JSON (default: %(default)s)")
     command.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override; repeatable")
+    command.add_argument(
+        "--init-from",
+        metavar="RUN",
+        help="begin a new run.folder with the weights and moments of another run, or of a checkpoint",
+    )
     # The launcher passes it; the environment says the same and more.
     command.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
 

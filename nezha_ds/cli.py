@@ -119,7 +119,8 @@ def pretrain(given: argparse.Namespace) -> int:
     from nezha_ds.train.recipe import Recipe
     from nezha_ds.train.run import pretrain as run
 
-    recipe = load(Recipe, given.recipe, given.set)
+    begins = [f"run.init_from={json.dumps(given.init_from, ensure_ascii=False)}"] if given.init_from else []
+    recipe = load(Recipe, given.recipe, [*given.set, *begins])
     return run(recipe, load_ds_config(given.deepspeed_config, world.world_size), world)
 
 

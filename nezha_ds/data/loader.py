@@ -19,6 +19,7 @@ from torch import Tensor
 
 from nezha_ds.batch import Batch
 from nezha_ds.cache import Statistics as Fetched
+from nezha_ds.data.batches import Stage
 from nezha_ds.data.collate import SpecialIds
 from nezha_ds.data.dataset import PADDING
 from nezha_ds.data.mixture import MixedOrder, Mixture, heldout_samples, open_mixture
@@ -160,12 +161,15 @@ class Stream:
         return Pipeline(mixture, self.masking, self.data.length, self.seed, self.special, self.random_ids, ordered)
 
 
-def build_loader(stream: Stream, *, global_batch: int, first: int, split: Split = "train") -> Loader:
+def build_loader(
+    stream: Stream, *, global_batch: int, first: int, split: Split = "train", stages: tuple[Stage, ...] = ()
+) -> Loader:
     """This rank's micro-batches of a split from sample number `first` on, epoch after epoch, for ever.
 
-    ConfigError when the batch does not divide, DataError when the data is at fault.
+    `stages` are the batches of the steps from there on until they come to `global_batch`. ConfigError when a batch does
+    not divide, DataError when the data is at fault.
     """
-    share = Share(first, stream.micro_batch, global_batch, stream.world)
+    share = Share(first, stream.micro_batch, global_batch, stream.world, stages)
     mixture = open_mixture(stream.data, split, stream.progress)
     order, pipeline = MixedOrder(mixture, stream.seed), stream.pipeline(mixture)
 

@@ -8,11 +8,12 @@ any step, at any world size that divides the batch. About 0.2 us a sample.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nezha_ds.data.batches import Stage
 from nezha_ds.data.randomness import U64, fold, key_of
 from nezha_ds.errors import ConfigError
 from nezha_ds.world import World
@@ -145,26 +146,61 @@ class Share:
     micro_batch: int
     global_batch: int
     world: World
+    stages: tuple[Stage, ...] = ()
+    """The steps from `first` on whose batch is another; after them it is `global_batch`."""
 
     def __post_init__(self) -> None:
-        part = len(rank_samples(0, self.global_batch, self.world))
-        if part % self.micro_batch:
-            raise ConfigError(
-                f"a rank's part of the batch, {self.global_batch} / {self.world.world_size} = {part} samples, is not a "
-                f"multiple of train_micro_batch_size_per_gpu = {self.micro_batch}; take a divisor of {part}"
-            )
+        for batch in self._batches.tolist():
+            part = len(rank_samples(0, batch, self.world))
+            if part % self.micro_batch:
+                raise ConfigError(
+                    f"a rank's part of the batch, {batch} / {self.world.world_size} = {part} samples, is not a "
+                    f"multiple of train_micro_batch_size_per_gpu = {self.micro_batch}; take a divisor of {part}"
+                )
 
     @property
     def accumulation(self) -> int:
-        """Micro-batches that a rank makes for one step."""
-        return self.global_batch // (self.world.world_size * self.micro_batch)
+        """Micro-batches that a rank makes for one step, after the stages."""
+        return int(self._accumulations[-1])
 
     def numbers(self, start: int, count: int) -> Numbers:
         """(count x micro_batch,): the sample numbers of micro-batches start .. start + count - 1."""
-        own = rank_samples(self.first, self.global_batch, self.world)
-        steps, places = np.divmod(np.arange(count * self.micro_batch) + start * self.micro_batch, len(own))
-        return own[places] + steps * self.global_batch
+        stage, steps, places = self._locate(np.arange(start, start + count))
+        batch = self._batches[stage]
+        own = self._samples[stage] + steps * batch + self.world.rank * (batch // self.world.world_size)
+        return ((own + places * self.micro_batch)[:, None] + np.arange(self.micro_batch)).reshape(-1)
 
     def position(self, served: int) -> int:
         """The sample number from which to go on when `served` micro-batches were used; unfinished steps are redone."""
-        return self.first + served // self.accumulation * self.global_batch
+        stage, steps, _ = self._locate(np.array([served]))
+        return int((self._samples[stage] + steps * self._batches[stage])[0])
+
+    def _locate(self, micro_batches: Numbers) -> tuple[Numbers, Numbers, Numbers]:
+        """(n,) numbers of this rank's micro-batches -> the stage of each, the steps before it there, its place."""
+        stage = np.searchsorted(self._micro_batches, micro_batches, side="right") - 1
+        steps, places = np.divmod(micro_batches - self._micro_batches[stage], self._accumulations[stage])
+        return stage, steps, places
+
+    # One entry a stage, and one for what comes after them: its batch, a rank's micro-batches of a step, and the numbers
+    # of a rank's micro-batch and of the sample with which it begins.
+
+    @cached_property
+    def _batches(self) -> Numbers:
+        return np.array([*(stage.batch for stage in self.stages), self.global_batch], np.int64)
+
+    @cached_property
+    def _accumulations(self) -> Numbers:
+        return self._batches // (self.world.world_size * self.micro_batch)
+
+    @cached_property
+    def _micro_batches(self) -> Numbers:
+        return self._begins(self._accumulations)
+
+    @cached_property
+    def _samples(self) -> Numbers:
+        return self.first + self._begins(self._batches)
+
+    def _begins(self, a_step: Numbers) -> Numbers:
+        """Where each stage begins, when its steps have so many each."""
+        ends = np.cumsum(a_step[:-1] * np.array([stage.steps for stage in self.stages], np.int64))
+        return np.concatenate([np.zeros(1, np.int64), ends])

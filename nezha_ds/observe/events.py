@@ -46,6 +46,8 @@ class Start(_Event):
     torch: str
     job_id: str = ""
     """The scheduler's number for the job, where there is one."""
+    parent: str = ""
+    """The checkpoint of another run from which this one began, where there was one."""
 
 
 class Record(_Event):

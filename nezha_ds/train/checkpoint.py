@@ -49,6 +49,17 @@ STATE, MANIFEST = "state.json", "manifest.json"
 log = logging.getLogger(__name__)
 
 
+class Parent(Settings):
+    """The checkpoint of another run from which a run began."""
+
+    run: str
+    """What was asked for, as an absolute path: that run's folder, or the checkpoint's."""
+    checkpoint: str
+    """The name of its folder."""
+    step: int
+    samples: int
+
+
 class State(Settings):
     """What a checkpoint says besides tensors."""
 
@@ -65,6 +76,8 @@ class State(Settings):
     """Updates, skipped steps, schedule, loss scaler: `Engine.counters`."""
     recipe: dict[str, Any]
     """The resolved recipe and DeepSpeed JSON, for whoever asks where this came from."""
+    parent: Parent | None = None
+    """Where the run began, if not with weights of its own."""
 
     @classmethod
     def fresh(cls, recipe: Recipe, ds_config: DeepSpeedConfig, model: NezhaConfig, fingerprint: str) -> "State":
@@ -256,16 +269,27 @@ def read_state(folder: Path) -> State:
         raise CheckpointError(f"{folder / STATE}: {error.errors()[0]['msg']}; written by another version?") from None
 
 
-def restore(folder: Path, engine: Engine, state: State) -> None:
-    """Put weights, moments and counters of a verified checkpoint into an engine of any world size and ZeRO stage."""
-    weights = current_names(load_file(folder / WEIGHTS))
-    engine.load_weights({name: weights[hf_name(name)] for name, _ in engine.module.named_parameters()})
+def restore(folder: Path, engine: Engine, state: State, may_lack: frozenset[str] = frozenset()) -> list[str]:
+    """Put weights, moments and counters of a verified checkpoint into an engine of any world size and ZeRO stage.
+
+    Tensors named in `may_lack` keep what they are where the checkpoint has no weights, or no moments, of them; returned
+    are those that do.
+    """
+    weights, stored = current_names(load_file(folder / WEIGHTS)), _index_moments(folder)
+    own = dict(engine.module.named_parameters())
+    absent = {name for name in may_lack if hf_name(name) not in weights}
+    engine.load_weights(
+        {name: own[name].detach().float() if name in absent else weights[hf_name(name)] for name in own}
+    )
     engine.make_moments()
-    stored = _index_moments(folder)
+    untrained = {name for name in may_lack if own[name].requires_grad and f"exp_avg/{name}" not in stored}
+    lacking = absent | untrained
     for piece in engine.slices:
-        for key, tensor in engine.moments(piece).items():
-            _fill(tensor, piece, stored.get(f"{key}/{piece.name}", []), key)
+        if piece.name not in lacking:
+            for key, tensor in engine.moments(piece).items():
+                _fill(tensor, piece, stored.get(f"{key}/{piece.name}", []), key)
     engine.restore_counters(state.counters, state.step)
+    return sorted(lacking)
 
 
 def _candidates(root: Path) -> Iterator[Path]:
@@ -314,15 +338,18 @@ def _fill(tensor: Tensor, piece: Slice, stored: list[tuple[Path, str, int]], key
         )
 
 
-def check_belongs(state: State, run: State, global_batch: int) -> None:
-    """CheckpointError when a checkpoint is of another model, data set, seed or batch than the run that wants it."""
+def check_belongs(state: State, run: State, samples: int) -> None:
+    """CheckpointError when a checkpoint is of another model, data set, seed or batch than the run that wants it.
+
+    `samples` are those that the run's own batches come to before the checkpoint's step.
+    """
     heads = {name: getattr(run.model, name) for name in HEADS.values()}
     differences = {
         "[model]": state.model.model_copy(update=heads) != run.model,
         "objective.span, span_form or sop": any(getattr(state.model, name) != value for name, value in heads.items()),
         "data.shards or data.mixture": state.fingerprint != run.fingerprint,
         "train.seed": state.seed != run.seed,
-        "train_batch_size": state.samples != state.step * global_batch,
+        "train_batch_size or batch_warmup": state.samples != samples,
     }
     for name, differs in differences.items():
         if differs:

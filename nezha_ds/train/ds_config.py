@@ -1,11 +1,12 @@
 """A DeepSpeed JSON, checked before a device is touched and completed for this world size.
 
-What DeepSpeed has a key for lives in the JSON and nowhere else. Four things are ours:
+What DeepSpeed has a key for lives in the JSON and nowhere else. Five things are ours:
 
 - `"optimizer": {"type": "Lamb"}` is our LAMB, and `"scheduler"` may be one of our types; both are taken out of what
   DeepSpeed sees. Every other type goes to DeepSpeed untouched.
 - `train_micro_batch_size_per_gpu` is the most samples that fit on a device: the largest divisor of this rank's share
-  of `train_batch_size` that is not above it is taken, so that one JSON serves many world sizes.
+  of `train_batch_size` that is not above it is taken, so that one JSON serves many world sizes (batches.py).
+- `batch_warmup` says how the batch grows to `train_batch_size` (batches.py too).
 - `gradient_clipping` must be written: DeepSpeed clips at 1.0 when it is not, and says nothing.
 - Combinations that DeepSpeed accepts and that train wrongly are refused.
 """
@@ -22,11 +23,12 @@ from nezha_ds.config import nearest
 from nezha_ds.errors import ConfigError
 from nezha_ds.optim.lamb import LambSettings, lamb_settings
 from nezha_ds.optim.schedule import SCHEDULES, ScheduleSettings, is_ours, schedule_settings
+from nezha_ds.train.batches import BatchSizes, batch_sizes
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
 KNOWN_KEYS = frozenset(
-    """train_batch_size train_micro_batch_size_per_gpu gradient_accumulation_steps optimizer scheduler
+    """train_batch_size train_micro_batch_size_per_gpu gradient_accumulation_steps batch_warmup optimizer scheduler
     zero_optimization fp16 bf16 bfloat16 data_types gradient_clipping communication_data_type prescale_gradients
     gradient_predivide_factor sparse_gradients steps_per_print wall_clock_breakdown dump_state memory_breakdown
     zero_allow_untested_optimizer zero_force_ds_cpu_optimizer aio flops_profiler comms_logger tensorboard wandb
@@ -44,15 +46,6 @@ SCHEDULERS = ("LRRangeTest", "OneCycle", "WarmupLR", "WarmupDecayLR", "WarmupCos
 
 QUIET = 1 << 30
 """`steps_per_print`: the console and the exporter are ours."""
-
-
-@dataclass(frozen=True)
-class BatchSizes:
-    """`global_batch` = `micro_batch` × `accumulation` × world size, in samples."""
-
-    global_batch: int
-    micro_batch: int
-    accumulation: int
 
 
 @dataclass(frozen=True)
@@ -80,7 +73,7 @@ def load_ds_config(path: Path, world_size: int) -> DeepSpeedConfig:
     source = str(path)
     for check in _CHECKS:
         check(source, written)
-    batch = _batch_sizes(source, written, world_size)
+    batch = batch_sizes(source, written, world_size)
     optimizer, scheduler = written["optimizer"], written.get("scheduler")
     params = dict(optimizer.get("params", {}))
     ours = optimizer["type"].lower() == "lamb"
@@ -88,7 +81,9 @@ def load_ds_config(path: Path, world_size: int) -> DeepSpeedConfig:
     return DeepSpeedConfig(
         source=source,
         written=written,
-        resolved=_resolved(written, batch, drop=[*["optimizer"] * ours, *["scheduler"] * bool(schedule)]),
+        resolved=_resolved(
+            written, batch, drop=["batch_warmup", *["optimizer"] * ours, *["scheduler"] * bool(schedule)]
+        ),
         batch=batch,
         precision=_precision(written),
         zero_stage=_zero_stage(written),
@@ -100,11 +95,6 @@ def load_ds_config(path: Path, world_size: int) -> DeepSpeedConfig:
             schedule_settings(schedule["type"], schedule.get("params", {}), f"{source}: scheduler.params"),
         ),
     )
-
-
-def micro_batch_for(share: int, limit: int) -> int:
-    """The largest divisor of a rank's share of the batch that is not above `limit`."""
-    return next(size for size in range(min(share, limit), 0, -1) if share % size == 0)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -143,38 +133,8 @@ def _zero_stage(tree: dict[str, Any]) -> int:
     return int(tree.get("zero_optimization", {}).get("stage", 0))
 
 
-def _batch_sizes(source: str, tree: dict[str, Any], world_size: int) -> BatchSizes:
-    global_batch, limit = (
-        _positive(source, tree, key) for key in ("train_batch_size", "train_micro_batch_size_per_gpu")
-    )
-    if global_batch % world_size:
-        sizes = [size for size in range(1, global_batch + 1) if global_batch % size == 0]
-        below = max(size for size in sizes if size < world_size)
-        above = min((size for size in sizes if size > world_size), default=None)
-        raise ConfigError(
-            f"{source}: train_batch_size {global_batch} cannot be divided among {world_size} ranks; "
-            f"start {f'{below} or {above}' if above else below} ranks, or change train_batch_size"
-        )
-    share = global_batch // world_size
-    micro_batch = micro_batch_for(share, limit)
-    accumulation = tree.get("gradient_accumulation_steps")
-    if accumulation is not None and accumulation * micro_batch != share:
-        raise ConfigError(
-            f"{source}: gradient_accumulation_steps {accumulation} × micro-batch {micro_batch} × {world_size} ranks is "
-            f"not train_batch_size {global_batch}; leave gradient_accumulation_steps out, it follows"
-        )
-    return BatchSizes(global_batch, micro_batch, share // micro_batch)
-
-
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _positive(source: str, tree: dict[str, Any], key: str) -> int:
-    value = tree.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ConfigError(f"{source}: {key} = {value!r} is not a positive number of samples; write one")
-    return value
 
 
 def _resolved(tree: dict[str, Any], batch: BatchSizes, drop: list[str]) -> dict[str, Any]:

@@ -124,6 +124,13 @@ class Engine:
 
     # ---------------------------------------------------------------------------------------------- one micro-batch
 
+    def begin_step(self, step: int) -> None:
+        """Take the batch that comes after `step` steps: gradients are averaged over its micro-batches."""
+        batch = self.config.batch
+        self._engine.set_train_batch_size(batch.global_batch_at(step))
+        # DeepSpeed knows the last micro-batch by their count, which must begin at a multiple of the new number.
+        self._engine.micro_steps = step * batch.accumulation_at(step)
+
     def __call__(self, batch: Batch) -> Any:
         """The model's output for a micro-batch on this rank's device."""
         return self._engine(batch)
@@ -233,8 +240,8 @@ class Engine:
     def restore_counters(self, counters: dict[str, Any], step: int) -> None:
         """Go on as after `step` steps with these `counters`."""
         self._engine.global_steps = step
-        self._engine.global_samples = step * self.config.batch.global_batch
-        self._engine.micro_steps = step * self.config.batch.accumulation
+        self._engine.global_samples = self.config.batch.samples_before(step)
+        self.begin_step(step)
         self._engine.skipped_steps = counters["skipped_steps"]
         if self._engine.lr_scheduler:
             self._engine.lr_scheduler.load_state_dict(counters["schedule"])

@@ -79,9 +79,10 @@ def fit(job: Job, step: int) -> bool:
 def train_step(job: Job, step: int, meter: LossMeter) -> None:
     """One optimizer step: every micro-batch forward and backward, then the update."""
     engine, interval = job.engine, job.interval
+    engine.begin_step(step)
     torch.manual_seed(dropout_seed(job.settings.seed, step, engine.world.rank))
     with interval.time("data_wait"):
-        batches = [next(job.batches) for _ in range(engine.config.batch.accumulation)]
+        batches = [next(job.batches) for _ in range(engine.config.batch.accumulation_at(step))]
     shares = prediction_shares(batches, job.objective, job.ranks)
     totals: list[Tensor] = []
     for batch, share in zip(batches, shares, strict=True):
@@ -133,7 +134,7 @@ def _record(job: Job, step: int, meter: LossMeter) -> Record:
     return Record(
         time=time.time(),
         step=step,
-        epoch=step * job.engine.config.batch.global_batch / job.batches.plan_size,
+        epoch=job.engine.config.batch.samples_before(step) / job.batches.plan_size,
         loss=measured.loss,
         losses=measured.losses,
         accuracies=measured.accuracies,

@@ -42,6 +42,9 @@ class RunSettings(Settings):
 
     folder: Path
     """Checkpoints, metrics.jsonl and the resolved recipe. The same folder again goes on where it was."""
+    init_from: Path | None = None
+    """Another run's folder, or a checkpoint: this run begins from its weights and moments, with step and schedule anew;
+    once it has a checkpoint of its own, it goes on from there."""
     prepare: tuple[str, ...] = ()
     """Text to prepare into data.shards when that folder is not there yet; "embedded" is the shipped corpus."""
 

@@ -37,6 +37,7 @@ from nezha_ds.train.ds_config import DeepSpeedConfig
 from nezha_ds.train.engine import Engine, describe_accelerator, join_ranks, leave_ranks
 from nezha_ds.train.folder import CHECKPOINTS, DUMPS, conclude, open_folder
 from nezha_ds.train.guard import Guard, is_sound
+from nezha_ds.train.initial import begin_from, check_parent
 from nezha_ds.train.loop import Job, fit
 from nezha_ds.train.preempt import StopFlag
 from nezha_ds.train.ranks import Ranks
@@ -154,7 +155,12 @@ def _train(recipe: Recipe, ds_config: DeepSpeedConfig, ranks: Ranks, stop: StopF
     if world.is_main:
         open_folder(recipe, ds_config, sum(parameter.numel() for parameter in model.parameters()), world)
     engine = Engine(model, ds_config, recipe.train.steps, world)
-    state = _resume(folder / CHECKPOINTS, engine, State.fresh(recipe, ds_config, config, source.fingerprint), ranks)
+    own, fresh = newest_sound(folder / CHECKPOINTS, ranks), State.fresh(recipe, ds_config, config, source.fingerprint)
+    begins = recipe.run.init_from if own is None else None
+    if begins:
+        state = begin_from(begins, engine, fresh, source.tokenizer_files(config.max_position_embeddings), ranks)
+    else:
+        state = _resume(own, engine, fresh, recipe, ranks)
     if state.step >= recipe.train.steps:
         log.info("%s is done: step %d of %d; raise train.steps to go on", folder, state.step, recipe.train.steps)
         return Exit.DONE
@@ -163,7 +169,7 @@ def _train(recipe: Recipe, ds_config: DeepSpeedConfig, ranks: Ranks, stop: StopF
     job = Job(
         engine=engine,
         ranks=ranks,
-        batches=source.training(engine, state.samples),
+        batches=source.training(engine, state.step),
         heldout=(lambda: source.heldout(engine)) if recipe.train.eval_samples and source.has_heldout else None,
         objective=recipe.objective,
         settings=recipe.train,
@@ -174,8 +180,10 @@ def _train(recipe: Recipe, ds_config: DeepSpeedConfig, ranks: Ranks, stop: StopF
         sample_flops=_sample_flops(recipe, config),
     )
     try:
-        job.tell(_start_event(recipe, ds_config, state.step, world, job.batches.sources))
+        job.tell(_start_event(recipe, ds_config, state, world, job.batches.sources))
         with job.batches:
+            if begins:
+                job.save(0)
             finished = fit(job, state.step)
     finally:
         for observer in observers:
@@ -187,20 +195,21 @@ def _train(recipe: Recipe, ds_config: DeepSpeedConfig, ranks: Ranks, stop: StopF
     return Exit.DONE if finished else Exit.STOPPED
 
 
-def _resume(root: Path, engine: Engine, fresh: State, ranks: Ranks) -> State:
+def _resume(folder: Path | None, engine: Engine, fresh: State, recipe: Recipe, ranks: Ranks) -> State:
     """The state of the checkpoint to go on from, loaded into the engine; the fresh one at the beginning."""
-    folder = newest_sound(root, ranks)
     if folder is None:
         return fresh
     state = read_state(folder)
-    check_belongs(state, fresh, engine.config.batch.global_batch)
+    check_parent(state, recipe.run.init_from, recipe.run.folder)
+    check_belongs(state, fresh, engine.config.batch.samples_before(state.step))
     restore(folder, engine, state)
     if not is_sound(engine, ranks):
         raise CheckpointError(
             f"{folder} holds weights or moments that are NaN or infinite; remove it to go on from the one before"
         )
     log.info("going on from %s", folder.name)
-    return fresh.model_copy(update={"step": state.step, "samples": state.samples, "counters": state.counters})
+    kept = ("step", "samples", "counters", "parent")
+    return fresh.model_copy(update={name: getattr(state, name) for name in kept})
 
 
 def _saver(
@@ -216,7 +225,7 @@ def _saver(
                 "checkpoint before with a lower learning rate"
             )
         started, ok = time.perf_counter(), False
-        samples = step * engine.config.batch.global_batch
+        samples = engine.config.batch.samples_before(step)
         try:
             now = state.model_copy(
                 update={"step": step, "samples": samples, "counters": engine.counters() | {"losses": guard.losses}}
@@ -248,11 +257,11 @@ def _sample_flops(recipe: Recipe, config: NezhaConfig) -> int:
 
 
 def _start_event(
-    recipe: Recipe, ds_config: DeepSpeedConfig, step: int, world: World, sources: tuple[str, ...]
+    recipe: Recipe, ds_config: DeepSpeedConfig, state: State, world: World, sources: tuple[str, ...]
 ) -> Start:
     return Start(
         time=time.time(),
-        step=step,
+        step=state.step,
         run=recipe.run.folder.name,
         target_steps=recipe.train.steps,
         world_size=world.world_size,
@@ -264,4 +273,5 @@ def _start_event(
         deepspeed=version("deepspeed"),
         torch=version("torch"),
         job_id=variable("SLURM_JOB_ID"),
+        parent=f"{state.parent.run} {state.parent.checkpoint}" if state.parent else "",
     )

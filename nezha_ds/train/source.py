@@ -43,9 +43,11 @@ class Source:
         """Whether there is anything to evaluate on."""
         return any(manifest.of("heldout") for manifest in self.manifests.values())
 
-    def training(self, engine: Engine, first: int) -> Loader:
-        """Micro-batches from sample number `first` on."""
-        return build_loader(self._stream(engine), global_batch=engine.config.batch.global_batch, first=first)
+    def training(self, engine: Engine, step: int) -> Loader:
+        """Micro-batches of the steps after `step` steps."""
+        batch = engine.config.batch
+        left, first = batch.schedule.after(step), batch.samples_before(step)
+        return build_loader(self._stream(engine), global_batch=left.final, first=first, stages=left.stages)
 
     def heldout(self, engine: Engine) -> Loader:
         """The samples of one evaluation."""

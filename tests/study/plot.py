@@ -14,7 +14,7 @@ from nezha_ds.corpus.charts import scale
 WIDTH, LEFT, RIGHT = 860, 270, 40
 ROW, HEAD, FOOT = 22, 44, 40
 """Heights of an arm's row, of what is above the first one and below the last one."""
-_STYLE = (
+STYLE = (
     "text{font:12px system-ui,sans-serif;fill:#222}.title{font-weight:600;font-size:14px}"
     ".axis{fill:#666;font-size:11px}.grid{stroke:#ddd}.mean{stroke:#222;stroke-width:2}.dot{fill:#c0392b;fill-opacity:.6}"
 )
@@ -44,7 +44,7 @@ def svg(panels: Sequence[Panel], description: str) -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" role="img" width="{WIDTH}" height="{top}" '
         f'viewBox="0 0 {WIDTH} {top}">'
-        f"<title>{escape(description)}</title><style>{_STYLE}</style>"
+        f"<title>{escape(description)}</title><style>{STYLE}</style>"
         f'<rect width="100%" height="100%" fill="#fff"/>{"".join(parts)}</svg>\n'
     )
 

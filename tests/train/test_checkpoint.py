@@ -201,7 +201,7 @@ def test_nothing_goes_while_the_newest_is_damaged(root):
 
 
 def test_its_own_run_may_go_on():
-    check_belongs(checkpoints.state(12), checkpoints.state(0), global_batch=16)
+    check_belongs(checkpoints.state(12), checkpoints.state(0), samples=12 * 16)
 
 
 @pytest.mark.parametrize(
@@ -211,13 +211,13 @@ def test_its_own_run_may_go_on():
         ({"fingerprint": "0" * 64}, 16, "data.shards or data.mixture"),
         ({"model": checkpoints.CONFIG.model_copy(update={"num_hidden_layers": 2})}, 16, "[model]"),
         ({"model": checkpoints.CONFIG.model_copy(update={"span_form": "nezha"})}, 16, "objective.span, span_form or"),
-        ({}, 32, "train_batch_size"),
+        ({}, 32, "train_batch_size or batch_warmup"),
     ],
 )
 def test_another_run_may_not(change, batch, named):
     run = checkpoints.state(0).model_copy(update=change)
     with pytest.raises(CheckpointError) as caught:
-        check_belongs(checkpoints.state(12), run, batch)
+        check_belongs(checkpoints.state(12), run, 12 * batch)
     assert f"at step 12 was trained with another {named}" in str(caught.value)
     assert str(caught.value).endswith("; set it back, or choose another run.folder")
 

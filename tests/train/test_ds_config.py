@@ -9,7 +9,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from nezha_ds.errors import ConfigError
-from nezha_ds.train.ds_config import KNOWN_KEYS, QUIET, DeepSpeedConfig, load_ds_config, micro_batch_for
+from nezha_ds.train.batches import micro_batch_for
+from nezha_ds.train.ds_config import KNOWN_KEYS, QUIET, DeepSpeedConfig, load_ds_config
 from tests.helpers.runs import DEEPSPEED
 
 FP32_SUMS = {"data_types": {"grad_accum_dtype": "fp32"}}
