@@ -22,6 +22,7 @@ from nezha_ds.config import nearest
 from nezha_ds.errors import ConfigError
 from nezha_ds.optim.lamb import LambSettings, lamb_settings
 from nezha_ds.optim.schedule import SCHEDULES, ScheduleSettings, is_ours, schedule_settings
+from nezha_ds.train.loss_scale import check_loss_scale
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -243,6 +244,7 @@ def _check_clipping(source: str, tree: dict[str, Any]) -> None:
 
 
 def _check_precision(source: str, tree: dict[str, Any]) -> None:
+    check_loss_scale(source, tree.get("fp16", {}))
     if tree.get("fp16", {}).get("enabled") and _bf16(tree).get("enabled"):
         raise ConfigError(f"{source}: fp16 and bf16 are both enabled; keep one")
     if _precision(tree) == "fp16" and _zero_stage(tree) == 0:
