@@ -23,7 +23,7 @@ SUMS = {"data_types": {"grad_accum_dtype": "fp32"}}
 FP16 = {"enabled": True, "initial_scale_power": 8, "loss_scale_window": 5, "hysteresis": 2}
 OVERFLOWS = "2,5"
 """The first uses hysteresis up, the second halves the scale; a checkpoint lies between them."""
-SHORT = {"enabled": True, "initial_scale_power": 1, "loss_scale_window": 3, "hysteresis": 1}
+SHORT = {"enabled": True, "initial_scale_power": 1, "loss_scale_window": 5, "hysteresis": 1}
 EMULATED = "fp16 is EMULATED (train.emulate_fp16)"
 
 
@@ -140,18 +140,18 @@ def test_the_run_goes_on_from_there(diverged: tuple[Run, list[int], str], monkey
     """In fp16, when what overflowed does not any more; and then in bf16, as the message says."""
     run, _, _ = diverged
     monkeypatch.setenv("OVERFLOWS", "")
-    settings = run.settings
-    run.settings = (*settings, "train.steps=10", "train.log_every=1")
+    settings = (*run.settings, "train.log_every=1")
+    run.settings = settings
     assert "going on from step-00000006" in run.finish()
     told = {record.step: record for record in records(run)}
-    # Three sound steps after the overflow double it.
-    assert [told[step].loss_scale for step in range(7, 11)] == [1, 1, 1, 2]
-    assert not any(told[step].skipped_steps for step in range(7, 11))
+    # A window of sound steps, and one more, after the sixth.
+    assert [told[step].loss_scale for step in range(7, 13)] == [1, 1, 1, 1, 1, 2]
+    assert not any(told[step].skipped_steps for step in range(7, 13))
     tree = json.loads(run.ds_config.read_text())
     del tree["fp16"]
     run.ds_config.write_text(json.dumps(tree | {"bf16": {"enabled": True}}))
-    run.settings = (*settings, "train.log_every=1")
-    assert "going on from step-00000010" in run.finish()
-    assert counters(run, 12)["updates"] == 11
-    assert all(math.isfinite(loss) for loss in run.losses().values())
+    run.settings = (*settings, "train.steps=14")
+    assert "going on from step-00000012" in run.finish()
+    assert counters(run, 14)["updates"] == 13
     assert records(run)[-1].loss_scale is None
+    assert all(math.isfinite(loss) for loss in run.losses().values())

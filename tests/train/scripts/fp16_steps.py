@@ -190,14 +190,14 @@ def minimum(folder: Path) -> dict[str, Any]:
 def restored(folder: Path) -> dict[str, Any]:
     """The loss scale that another engine goes on with, under the same JSON and under others."""
     case = Case(folder, fp16={"initial_scale_power": 3, "loss_scale_window": 6, "hysteresis": 3})
-    for number, letter in enumerate("..x.xx."):
+    for number, letter in enumerate("..x...."):
         case.step(number, letter == "x")
     counters = case.engine.counters()
     told: dict[str, Any] = {"left": counters["loss_scaler"]}
     others = {
         "same": {"initial_scale_power": 3, "loss_scale_window": 6, "hysteresis": 3},
         "higher minimum": {"min_loss_scale": 16},
-        "no hysteresis": {"hysteresis": 1},
+        "less hysteresis": {"hysteresis": 1},
     }
     for name, fp16 in others.items():
         engine = Case(folder, fp16=fp16).engine
@@ -216,6 +216,7 @@ def gradients(folder: Path, stage: int, micro_batch: int, sums: str) -> dict[str
         folder,
         world,
         stage,
+        fp16={"initial_scale_power": 14},
         train_batch_size=MANY,
         train_micro_batch_size_per_gpu=micro_batch,
         optimizer={"type": "SGD", "params": {"lr": 1.0}},
