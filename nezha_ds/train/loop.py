@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from nezha_ds.data.loader import Loader
+from nezha_ds.errors import DivergedError
 from nezha_ds.objectives import ObjectiveSettings, pretraining_losses
 from nezha_ds.observe.events import Event, Observer, Record
 from nezha_ds.observe.meters import Interval
@@ -96,9 +97,25 @@ def train_step(job: Job, step: int, meter: LossMeter) -> None:
         totals.append(losses.total.detach())
     with interval.time("optimizer"):
         if job.guard.check(Attempt(step, batches, shares, totals)):
-            interval.count(skipped=not engine.step())
+            interval.count(skipped=not _update(job, step, meter))
         else:
             engine.drop_step()
+
+
+def _update(job: Job, step: int, meter: LossMeter) -> bool:
+    """The update after `step` steps; False when an overflow skipped it.
+
+    DivergedError where the loss scale can fall no further, told and saved as it was before the step.
+    """
+    try:
+        return job.engine.step()
+    except DivergedError as error:
+        reason = str(error)
+    if step % job.settings.log_every:
+        job.tell(_record(job, step, meter))
+    if step:
+        job.save(step)
+    raise DivergedError(f"step {step + 1}: {reason}; what came before it is saved")
 
 
 def dropout_seed(seed: int, step: int, rank: int) -> int:
