@@ -1,4 +1,4 @@
-"""What a run tells its observers: four plain events, each handed to every observer.
+"""What a run tells its observers: five plain events, each handed to every observer.
 
 The training loop builds an event where something is due (a start, a log step, an evaluation, a save); the journal,
 the console and the exporter each take what they need from the same one, so that the three can never disagree. Events
@@ -137,7 +137,15 @@ class Save(_Event):
     seconds: float
 
 
-Event: TypeAlias = Start | Record | Evaluation | Save
+class Stop(_Event):
+    """The ranks agreed to stop because one was told to; what is trained is saved next."""
+
+    kind: Literal["stop"] = "stop"
+    signal: str
+    """`SIGTERM`, `SIGINT` or `SIGUSR1`."""
+
+
+Event: TypeAlias = Start | Record | Evaluation | Save | Stop
 
 
 class Observer(Protocol):

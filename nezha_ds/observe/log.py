@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from rich.console import Console as Terminal
 from rich.progress import BarColumn, Progress, TextColumn
 
-from nezha_ds.observe.events import Evaluation, Event, Record, Save, Start
+from nezha_ds.observe.events import Evaluation, Event, Record, Save, Start, Stop
 from nezha_ds.observe.meters import Pace
 from nezha_ds.world import World
 
@@ -64,7 +64,7 @@ class Console:
                 self._start(event)
             case Record():
                 self._record(event)
-            case Evaluation() | Save():
+            case Evaluation() | Save() | Stop():
                 log.info("%s", event_line(event))
 
     def close(self) -> None:
@@ -110,7 +110,7 @@ def _record_parts(record: Record, target_steps: int, remaining: float | None) ->
         yield f"ETA {clock(remaining)}"
 
 
-def event_line(event: Start | Evaluation | Save) -> str:
+def event_line(event: Start | Evaluation | Save | Stop) -> str:
     """Any other event in one line."""
     match event:
         case Start():
@@ -125,6 +125,8 @@ def event_line(event: Start | Evaluation | Save) -> str:
             )
         case Save():
             return f"step {event.step} · checkpoint {'saved' if event.ok else 'FAILED'} · {event.seconds:.1f} s"
+        case Stop():
+            return f"step {event.step} · stopping after {event.signal}"
 
 
 def short(number: float) -> str:
