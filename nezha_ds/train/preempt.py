@@ -46,7 +46,7 @@ class StopFlag:
         self.signal: int = 0
         """The last one that came, 0 before."""
         self._interrupts = 0
-        self._cutting = False
+        self._cutting = self._relayed = False
         self._agreed = threading.Event()
         for number in STOPPING:
             signal.signal(number, self._handle)
@@ -80,10 +80,16 @@ class StopFlag:
     def _listen(self) -> None:
         while True:
             self._note(signal.sigwait(STOPPING))
+            if self._cutting:
+                self._relayed = True
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        """In the main thread, which the kernel prefers where it has the signals unblocked."""
-        self._note(number)
+        """In the main thread while work may be cut short: the signal itself, or word of it from the thread."""
+        if self._relayed:
+            self._relayed = False
+        else:
+            self._note(number)
         if self._cutting:
             self._cutting = False
             raise _CutShortError

@@ -4,8 +4,10 @@ Control goes over a gloo group of its own: a stop flag that travelled through th
 wait for the device. One round costs 0.1 ms on a node.
 """
 
+import traceback
 from collections.abc import Generator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +16,8 @@ from torch import Tensor
 
 from nezha_ds.errors import LostRankError
 from nezha_ds.world import World
+
+OURS = Path(__file__).parents[1]
 
 
 class Ranks:
@@ -60,14 +64,20 @@ def telling_of_lost_ranks(world: World) -> Generator[None]:
         if not _is_loss(error):
             raise
         raise LostRankError(
-            f"rank {world.rank} of {world.world_size} lost another rank ({_reason(error)}); the log of the rank that "
-            "ended first tells why; start the same command again"
+            f"rank {world.rank} of {world.world_size} lost another rank in {_place(error)} ({_reason(error)}); the log "
+            "of the rank that ended first tells why; start the same command again"
         ) from None
 
 
 def _is_loss(error: RuntimeError) -> bool:
     # gloo raises plain RuntimeErrors that begin with the place in its source.
     return isinstance(error, dist.DistError) or "gloo/" in str(error)
+
+
+def _place(error: RuntimeError) -> str:
+    """The last of our own functions on the way to it."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if OURS in Path(frame.filename).parents]
+    return f"{frames[-1].name}, {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "torch"
 
 
 def _reason(error: RuntimeError) -> str:

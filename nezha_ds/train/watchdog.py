@@ -8,7 +8,7 @@ costs 1 µs; it takes no lock and is never interrupted.
 
 When a limit is reached, the stacks go to stderr by faulthandler, which needs neither the main thread nor a file, and
 the process ends with `Exit.HUNG`. The other ranks of a lost collective reach their limits too, as the last step began
-for all at once; each waits a quarter of its limit, 30 s at most, before it leaves, for the loss of a rank would break
+for all at once; each waits a quarter of its limit, 5 to 30 s, before it leaves, for the loss of a rank would break
 the others off before they have told where they stand. A launcher that kills 30 s after it asked leaves them that time.
 """
 
@@ -26,7 +26,8 @@ LOOKS = 10
 """How often it looks within a limit."""
 SLOW = 10
 """How many times the limit is given to what may compile or write: the first step, a first evaluation, a save."""
-LINGER_SECONDS = 30.0
+LINGER_SECONDS = (5.0, 30.0)
+"""Least and most."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +46,8 @@ class Watchdog:
         """`seconds` is the limit of a step; 0: none."""
         self._seconds, self._world = seconds, world
         self._section: _Section | None = None
+        self._seen: _Section | None = None
+        self._looks = 0
         self._closed = threading.Event()
         self._warm: set[str] = set()
         if seconds:
@@ -71,24 +74,28 @@ class Watchdog:
         """Watch no longer."""
         self._closed.set()
 
-    def _watch(self) -> None:
-        seen, looks = None, 0
-        while not self._closed.wait(self._seconds / LOOKS):
-            section = self._section
-            seen, looks = section, looks + 1 if section is seen else 0
-            if section is not None and looks >= section.looks:
-                self._end(section)
+    def look(self) -> str | None:
+        """What the thread does `LOOKS` times within the limit of a step: the name of a section that is over its own."""
+        section = self._section
+        self._seen, self._looks = section, self._looks + 1 if section is self._seen else 0
+        return section.name if section and self._looks >= section.looks else None
 
-    def _end(self, section: _Section) -> None:
+    def _watch(self) -> None:
+        while not self._closed.wait(self._seconds / LOOKS):
+            if name := self.look():
+                self._end(name)
+
+    def _end(self, name: str) -> None:
         # By another thread: where stderr is on the file system that hangs, so would this one.
-        threading.Thread(target=self._tell, args=(section,), daemon=True).start()
-        self._closed.wait(min(self._seconds / 4, LINGER_SECONDS))
+        threading.Thread(target=self._tell, args=(name,), daemon=True).start()
+        least, most = LINGER_SECONDS
+        self._closed.wait(min(max(self._seconds / 4, least), most))
         os._exit(Exit.HUNG)
 
-    def _tell(self, section: _Section) -> None:
-        limit = section.looks * self._seconds / LOOKS
+    def _tell(self, name: str) -> None:
+        limit = self._looks * self._seconds / LOOKS
         told = (
-            f"nezha-ds: rank {self._world.rank} of {self._world.world_size} hangs: {section.name} took longer than "
+            f"nezha-ds: rank {self._world.rank} of {self._world.world_size} hangs: {name} took longer than "
             f"{limit:g} s (train.step_seconds); ending it. Where each thread stands:\n"
         )
         os.write(2, told.encode() + _stacks())

@@ -23,7 +23,6 @@ def make(tmp_path, embedded):
 @pytest.mark.parametrize(
     ("place", "number"),
     [
-        ("before the meeting", signal.SIGTERM),
         ("compiling", signal.SIGINT),
         ("planning", signal.SIGUSR1),
         ("a step", signal.SIGINT),
@@ -96,7 +95,7 @@ def test_a_dead_rank_ends_the_others(make):
         attempt.wait_until_said("rank 1 ended with -9; telling the others to stop")
         attempt.wait_until_said(STOPPING)
         assert attempt.end() == 128 + signal.SIGKILL, attempt.said
-        assert "rank 0 of 2 lost another rank (" in attempt.said
+        assert "rank 0 of 2 lost another rank in " in attempt.said
         assert "Traceback" not in attempt.said
         assert not attempt.living()
 
