@@ -22,6 +22,7 @@ def parser() -> argparse.ArgumentParser:
         _add_inspect,
         _add_bench_loader,
         _add_pretrain,
+        _add_launch,
         _add_export,
         _add_replay,
         _add_convert,
@@ -200,7 +201,8 @@ def _add_pretrain(commands: Any) -> None:
         "      --deepspeed_config ds_configs/lamb-32768-fp16.json --init-from runs/first \\\n"
         "      --set run.folder=runs/second --set data.length=512\n"
         "\n"
-        "exit codes: 0 done; 2 mend the configuration first; 75 stopped and saved, start again",
+        "exit codes: 0 done; 75 stopped and saved, start again; 79 hung, start again; do not retry: 2 mend the\n"
+        "configuration first, 76 diverged, 77 no progress; any other: start again",
     )
     command.add_argument("--recipe", type=Path, default=DEFAULT_RECIPE, help="TOML (default: %(default)s)")
     command.add_argument("--deepspeed_config", type=Path, default=DEFAULT_DS_CONFIG, help="JSON (default: %(default)s)")
@@ -212,6 +214,31 @@ def _add_pretrain(commands: Any) -> None:
     )
     # The launcher passes it; the environment says the same and more.
     command.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+
+
+def _add_launch(commands: Any) -> None:
+    command = _command(
+        commands,
+        "launch",
+        "Start this node's ranks of `pretrain`, pass signals on to them, and answer with an exit code that is true.",
+        "  nezha-ds launch --ranks 8 -- --recipe launch/recipes/nezha-base.toml\n"
+        "  nezha-ds launch --ranks 8 --nodes 4 --node-rank 0 --master node0:29500 -- --recipe base.toml\n"
+        "\n"
+        "exit codes: those of pretrain, of the rank that tells most; 128 and a signal's number if one was killed",
+    )
+    command.add_argument("--ranks", type=int, required=True, help="ranks on this node: one for each GPU")
+    command.add_argument("--nodes", type=int, default=1, help="nodes, each of which starts this (default: 1)")
+    command.add_argument("--node-rank", type=int, default=0, help="this node's number, from 0 (default: 0)")
+    command.add_argument("--master", metavar="HOST[:PORT]", help="the host of node 0, where there are several nodes")
+    command.add_argument(
+        "--grace",
+        type=float,
+        default=60.0,
+        metavar="SECONDS",
+        help="how long ranks have to end by themselves after one of them failed or stopped (default: 60)",
+    )
+    command.add_argument("--script", metavar="FILE", help="a Python script of your own that each rank runs instead")
+    command.add_argument("arguments", nargs="*", metavar="-- ARGUMENT", help="for pretrain, behind --")
 
 
 def _add_export(commands: Any) -> None:

@@ -112,16 +112,33 @@ def pretrain(given: argparse.Namespace) -> int:
     """One rank of a run."""
     from nezha_ds.config import load
     from nezha_ds.observe.log import set_up_logging
+    from nezha_ds.train.orphan import stop_with_launcher
+    from nezha_ds.train.preempt import StopFlag
 
     world = find_world()
     set_up_logging(world)
+    stop = StopFlag()
+    stop_with_launcher()
+    # What takes seconds to import comes behind what notes signals.
     from nezha_ds.train.ds_config import load_ds_config
     from nezha_ds.train.recipe import Recipe
     from nezha_ds.train.run import pretrain as run
 
     begins = [f"run.init_from={json.dumps(given.init_from, ensure_ascii=False)}"] if given.init_from else []
     recipe = load(Recipe, given.recipe, [*given.set, *begins])
-    return run(recipe, load_ds_config(given.deepspeed_config, world.world_size), world)
+    return run(recipe, load_ds_config(given.deepspeed_config, world.world_size), world, stop)
+
+
+def launch(given: argparse.Namespace) -> int:
+    """This node's ranks of a run."""
+    from nezha_ds.observe.log import set_up_logging
+    from nezha_ds.train.launcher import launch as launch_ranks
+    from nezha_ds.train.launcher import rank_command, worlds_of
+    from nezha_ds.world import World
+
+    set_up_logging(World())
+    worlds = worlds_of(given.ranks, given.nodes, given.node_rank)
+    return launch_ranks(rank_command(given.script, given.arguments), worlds, given.master, given.grace)
 
 
 def export(given: argparse.Namespace) -> int:
@@ -222,6 +239,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "vocab": vocab,
     "inspect": inspect,
     "pretrain": pretrain,
+    "launch": launch,
     "export": export,
     "replay": replay,
     "convert": convert,

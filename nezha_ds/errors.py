@@ -55,3 +55,9 @@ class NoProgressError(NezhaError):
     """Attempt after attempt that ended before it came further than the one before."""
 
     exit_code = Exit.NO_PROGRESS
+
+
+class LostRankError(NezhaError):
+    """Another rank ended, or cannot be reached any more, in the middle of the run: start it again."""
+
+    exit_code = 1

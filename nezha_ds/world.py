@@ -63,8 +63,7 @@ def find_world(env: Mapping[str, str] | None = None) -> World:
     """The world that the launcher describes in the environment; LaunchError when it is not a number or impossible."""
     env = os.environ if env is None else env
     for rank, size, local_rank, local_size, node in _LAUNCHERS:
-        # SLURM_PROCID is also set in a batch shell, where nobody started ranks: only a step has SLURM_STEP_ID.
-        if rank in env and size in env and not (rank == "SLURM_PROCID" and "SLURM_STEP_ID" not in env):
+        if _tells(env, rank, size):
             world_size = _number(env, size)
             local_world_size = _local_world_size(env, local_size, world_size)
             return World(
@@ -75,6 +74,36 @@ def find_world(env: Mapping[str, str] | None = None) -> World:
                 node=_number(env, node, default=_number(env, rank) // local_world_size),
             )
     return World()
+
+
+def under_launcher(env: Mapping[str, str] | None = None) -> bool:
+    """Whether a launcher started this process as a rank."""
+    env = os.environ if env is None else env
+    return any(_tells(env, rank, size) for rank, size, *_ in _LAUNCHERS)
+
+
+LAUNCHER = "NEZHA_LAUNCHER"
+
+
+def launched_by() -> int | None:
+    """The process id of `nezha-ds launch`, which tells its ranks; None under others."""
+    return int(os.environ[LAUNCHER]) if LAUNCHER in os.environ else None
+
+
+def rank_environment(world: World, address: str, port: int) -> dict[str, str]:
+    """This process's environment with what makes a program that it starts a rank; `address` is rank 0's host."""
+    own = {
+        "RANK": world.rank,
+        "WORLD_SIZE": world.world_size,
+        "LOCAL_RANK": world.local_rank,
+        "LOCAL_WORLD_SIZE": world.local_world_size,
+        "GROUP_RANK": world.node,
+        "MASTER_ADDR": address,
+        "MASTER_PORT": port,
+        "OMP_NUM_THREADS": threads_per_rank(world),
+        LAUNCHER: os.getpid(),
+    }
+    return {**os.environ, **{name: str(value) for name, value in own.items()}}
 
 
 def set_rendezvous(world: World, env: MutableMapping[str, str] | None = None) -> None:
@@ -116,6 +145,11 @@ def set_default(name: str, value: str) -> None:
 def search_programs_in(folder: str) -> None:
     """Look for programs in a folder too, after all others."""
     os.environ["PATH"] = os.pathsep.join(filter(None, [os.environ.get("PATH", ""), folder]))
+
+
+def _tells(env: Mapping[str, str], rank: str, size: str) -> bool:
+    # SLURM_PROCID is also set in a batch shell, where nobody started ranks: only a step has SLURM_STEP_ID.
+    return rank in env and size in env and not (rank == "SLURM_PROCID" and "SLURM_STEP_ID" not in env)
 
 
 def _local_world_size(env: Mapping[str, str], name: str | None, world_size: int) -> int:

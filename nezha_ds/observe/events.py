@@ -153,7 +153,15 @@ class Trouble(_Event):
     """Whether the step's update was left out."""
 
 
-Event: TypeAlias = Start | Record | Evaluation | Save | Trouble
+class Stop(_Event):
+    """The ranks agreed to stop because one was told to; what is trained is saved next."""
+
+    kind: Literal["stop"] = "stop"
+    signal: str
+    """`SIGTERM`, `SIGINT` or `SIGUSR1`."""
+
+
+Event: TypeAlias = Start | Record | Evaluation | Save | Stop | Trouble
 
 
 class Observer(Protocol):

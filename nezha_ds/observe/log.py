@@ -14,7 +14,7 @@ from math import isfinite
 from rich.console import Console as Terminal
 from rich.progress import BarColumn, Progress, TextColumn
 
-from nezha_ds.observe.events import Evaluation, Event, Record, Save, Start, Trouble
+from nezha_ds.observe.events import Evaluation, Event, Record, Save, Start, Stop, Trouble
 from nezha_ds.observe.meters import Pace
 from nezha_ds.world import World
 
@@ -65,7 +65,7 @@ class Console:
                 self._start(event)
             case Record():
                 self._record(event)
-            case Evaluation() | Save():
+            case Evaluation() | Save() | Stop():
                 log.info("%s", event_line(event))
                 if isinstance(event, Evaluation) and not isfinite(event.loss):
                     log.warning("step %d · the %s loss is %s; training goes on", event.step, event.split, event.loss)
@@ -115,7 +115,7 @@ def _record_parts(record: Record, target_steps: int, remaining: float | None) ->
         yield f"ETA {clock(remaining)}"
 
 
-def event_line(event: Start | Evaluation | Save | Trouble) -> str:
+def event_line(event: Start | Evaluation | Save | Stop | Trouble) -> str:
     """Any other event in one line."""
     match event:
         case Start():
@@ -136,6 +136,8 @@ def event_line(event: Start | Evaluation | Save | Trouble) -> str:
         case Trouble():
             name = {"loss": "the loss", "gradient": "the norm of the gradients"}[event.what]
             return f"step {event.step} · {name} is {event.value}; the step is not applied"
+        case Stop():
+            return f"step {event.step} · stopping after {event.signal}"
 
 
 def short(number: float) -> str:

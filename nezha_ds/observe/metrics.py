@@ -14,13 +14,14 @@ from math import isfinite
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
-from nezha_ds.observe.events import Evaluation, Event, Record, Save, Start, Trouble
+from nezha_ds.observe.events import Evaluation, Event, Record, Save, Start, Stop, Trouble
 
 Kind = Literal["counter", "gauge", "histogram", "info"]
 
 PHASES: tuple[str, ...] = ("data_wait", "forward", "backward", "optimizer", "evaluation", "checkpoint")
 OBJECTIVES = ("mlm", "nsp", "sop", "span")
 LOSSES = ("total", *OBJECTIVES)
+SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1")
 UNITS = ("seconds", "ratio", "bytes")
 ANY: tuple[str, ...] = ()
 """A label whose values are not known beforehand."""
@@ -193,6 +194,9 @@ TABLE: tuple[Metric, ...] = (
         "Wall time of a checkpoint that was committed",
         buckets=SAVE_BUCKETS,
     ),
+    Metric(
+        "nezha_signals_total", "counter", "Signals by which this attempt agreed to stop", labels={"signal": SIGNALS}
+    ),
 )
 
 BY_NAME: Mapping[str, Metric] = {metric.name: metric for metric in TABLE}
@@ -211,6 +215,8 @@ def values_of(event: Event) -> list[Value]:
             return list(_of_save(event))
         case Trouble():
             return list(_of_trouble(event))
+        case Stop():
+            return [Value("nezha_signals_total", 1, {"signal": event.signal})]
 
 
 def _of_start(event: Start) -> Iterator[Value]:

@@ -5,6 +5,7 @@ goes on from a checkpoint computes what it would have computed. The host waits f
 update (guard.py), and at log steps.
 """
 
+import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from torch import Tensor
 from nezha_ds.data.loader import Loader
 from nezha_ds.errors import DivergedError
 from nezha_ds.objectives import ObjectiveSettings, pretraining_losses
-from nezha_ds.observe.events import Event, Observer, Record
+from nezha_ds.observe.events import Event, Observer, Record, Stop
 from nezha_ds.observe.meters import Interval
 from nezha_ds.train.engine import Engine
 from nezha_ds.train.evaluate import evaluate
@@ -24,6 +25,7 @@ from nezha_ds.train.meter import LossMeter, prediction_shares
 from nezha_ds.train.preempt import StopFlag
 from nezha_ds.train.ranks import Ranks
 from nezha_ds.train.recipe import TrainSettings
+from nezha_ds.train.watchdog import Watchdog
 
 
 @dataclass
@@ -41,11 +43,14 @@ class Job:
     stop: StopFlag
     guard: Guard
     """Looks at a step's losses and gradients before they are applied."""
+    watchdog: Watchdog
     save: Callable[[int], None]
     """Writes the checkpoint of a step; collective."""
     sample_flops: int
     """What a sample costs forward and backward."""
     interval: Interval = field(default_factory=Interval)
+    stopping: bool = False
+    """Whether the ranks have agreed to stop."""
 
     def tell(self, event: Event) -> None:
         """Hand an event to all observers of this rank."""
@@ -58,20 +63,25 @@ def fit(job: Job, step: int) -> bool:
     settings, interval = job.settings, job.interval
     meter = LossMeter(job.objective)
     job.engine.module.train()
+    if _stopping(job, step):
+        return False
     while step < settings.steps:
-        with interval.step():
-            train_step(job, step, meter)
-        step += 1
-        last = step == settings.steps
-        stopping = job.stop.agreed(job.ranks)
-        if step % settings.log_every == 0 or last or stopping:
-            job.tell(_record(job, step, meter))
+        with job.watchdog.watching("a step"):
+            with interval.step():
+                train_step(job, step, meter)
+            step += 1
+            last = step == settings.steps
+            stopping = _stopping(job, step)
+            if step % settings.log_every == 0 or last or stopping:
+                job.tell(_record(job, step, meter))
         if not stopping and _due(step, settings.eval_every, last):
-            with interval.time("evaluation"):
+            with interval.time("evaluation"), job.watchdog.watching("a batch of an evaluation"):
                 stopping = not _evaluate(job, step)
         if step % settings.save_every == 0 or last or stopping:
-            with interval.time("checkpoint"):
+            with interval.time("checkpoint"), job.watchdog.watching("a save", slow=True):
                 job.save(step)
+                # A signal that came meanwhile has its save already.
+                stopping = _stopping(job, step)
         if stopping and not last:
             return False
     return True
@@ -128,12 +138,25 @@ def _due(step: int, every: int, last: bool) -> bool:
     return last or (every > 0 and step % every == 0)
 
 
+def _stopping(job: Job, step: int) -> bool:
+    """Whether the ranks agree to stop; the observers hear of it once. Collective."""
+    if not job.stopping and (number := job.stop.agreed(job.ranks)):
+        job.stopping = True
+        job.tell(Stop(time=time.time(), step=step, signal=signal.Signals(number).name))
+    return job.stopping
+
+
 def _evaluate(job: Job, step: int) -> bool:
     """False when the ranks agreed to stop in the middle."""
+
+    def between_batches() -> bool:
+        job.watchdog.begin("a batch of an evaluation")
+        return _stopping(job, step)
+
     if job.heldout is None:
         return True
     with job.heldout() as batches:
-        events = evaluate(job.engine, batches, job.objective, job.ranks, step, lambda: job.stop.agreed(job.ranks))
+        events = evaluate(job.engine, batches, job.objective, job.ranks, step, between_batches)
     for event in events:
         job.tell(event)
     return bool(events)

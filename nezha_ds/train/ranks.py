@@ -4,13 +4,20 @@ Control goes over a gloo group of its own: a stop flag that travelled through th
 wait for the device. One round costs 0.1 ms on a node.
 """
 
+import traceback
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from nezha_ds.errors import LostRankError
 from nezha_ds.world import World
+
+OURS = Path(__file__).parents[1]
 
 
 class Ranks:
@@ -46,3 +53,32 @@ class Ranks:
         values: list[Any] = [None] * self.world.world_size
         dist.all_gather_object(values, value, self._group)
         return values
+
+
+@contextmanager
+def telling_of_lost_ranks(world: World) -> Generator[None]:
+    """Turn what torch raises in a collective when another rank has died into one line: LostRankError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not _is_loss(error):
+            raise
+        raise LostRankError(
+            f"rank {world.rank} of {world.world_size} lost another rank in {_place(error)} ({_reason(error)}); the log "
+            "of the rank that ended first tells why; start the same command again"
+        ) from None
+
+
+def _is_loss(error: RuntimeError) -> bool:
+    # gloo raises plain RuntimeErrors that begin with the place in its source.
+    return isinstance(error, dist.DistError) or "gloo/" in str(error)
+
+
+def _place(error: RuntimeError) -> str:
+    """The last of our own functions on the way to it."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if OURS in Path(frame.filename).parents]
+    return f"{frames[-1].name}, {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "torch"
+
+
+def _reason(error: RuntimeError) -> str:
+    return " ".join(str(error).split())[:200]

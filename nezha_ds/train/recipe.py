@@ -37,6 +37,13 @@ class TrainSettings(Settings):
     """Compile the model with torch.compile; needs a C++ compiler, and minutes at the start."""
     emulate_fp16: bool = False
     """Let an fp16 JSON run on a device without fp16, a CPU: exact and very slow, for tests."""
+    step_seconds: float = Field(default=0.0, ge=0)
+    """Longest time of a step, or of a batch in an evaluation; ten times as long for the first, which may compile, and
+    for a save. Then every rank's stacks go into the log and the run ends with exit code 79. 0: any time; give ten
+    usual steps where nobody watches."""
+    max_idle_restarts: int = Field(default=3, ge=0)
+    """Attempts in a row that may end before they saved anything new, until a start is refused with exit code 77; 0: any
+    number."""
 
 
 class RunSettings(Settings):

@@ -4,6 +4,7 @@
       recipe.toml ds_config.json   what was asked for, resolved: the folder is its own recipe
       environment.json             versions, code revision, world, command
       metrics.jsonl                every event, always
+      attempts.jsonl               where each start began and how it ended, see attempts.py
       checkpoints/step-…           see checkpoint.py
       dumps/step-…                 a step that went wrong, see dump.py
       summary.json                 what the run came to
@@ -21,7 +22,7 @@ from pathlib import Path
 
 import nezha_ds
 from nezha_ds.data.settings import DataSettings, MaskingSettings
-from nezha_ds.errors import CheckpointError, ConfigError, DivergedError, Exit
+from nezha_ds.errors import CheckpointError, ConfigError, DivergedError, Exit, LaunchError
 from nezha_ds.model.config import NezhaConfig
 from nezha_ds.model.flops import step_flops
 from nezha_ds.model.heads import NezhaForPreTraining
@@ -32,6 +33,7 @@ from nezha_ds.observe.exporter import open_exporter
 from nezha_ds.observe.journal import METRICS_FILE, MetricsFile
 from nezha_ds.observe.log import Console
 from nezha_ds.observe.report import to_text
+from nezha_ds.train.attempts import attempt
 from nezha_ds.train.checkpoint import State, check_belongs, newest_sound, prune, read_state, restore, save
 from nezha_ds.train.ds_config import DeepSpeedConfig
 from nezha_ds.train.engine import Engine, describe_accelerator, join_ranks, leave_ranks
@@ -41,27 +43,47 @@ from nezha_ds.train.initial import begin_from, check_parent
 from nezha_ds.train.loop import Job, fit
 from nezha_ds.train.precision import settle_precision
 from nezha_ds.train.preempt import StopFlag
-from nezha_ds.train.ranks import Ranks
+from nezha_ds.train.ranks import Ranks, telling_of_lost_ranks
 from nezha_ds.train.recipe import Recipe, TrainSettings
 from nezha_ds.train.source import Source, check_source, open_source, prepare_if_missing
+from nezha_ds.train.watchdog import Watchdog
 from nezha_ds.world import World, variable
 
 log = logging.getLogger(__name__)
 
 
-def pretrain(recipe: Recipe, ds_config: DeepSpeedConfig, world: World) -> int:
+def pretrain(recipe: Recipe, ds_config: DeepSpeedConfig, world: World, stop: StopFlag) -> int:
     """Run or go on with a run, as one rank of it; the exit code, `Exit.DONE` or `Exit.STOPPED`. Errors are ours."""
-    stop = StopFlag()
     _check(recipe)
     settle_precision(describe_accelerator(), ds_config, recipe.train.emulate_fp16, loud=world.is_main)
     if world.is_main:
-        prepare_if_missing(recipe)
-        check_source(recipe)
-    join_ranks(world)
+        stop.cut_short(lambda: _bring_text(recipe))
     try:
-        return _train(recipe, ds_config, Ranks(world), stop)
+        join_ranks(world)
+    except LaunchError:
+        if stop.signal:  # which the others had too, and may have ended by
+            return _stopped_at_start()
+        raise
+    try:
+        with telling_of_lost_ranks(world):
+            ranks = Ranks(world)
+            if stop.agreed(ranks):
+                return _stopped_at_start()
+            with attempt(recipe.run.folder, recipe.train.max_idle_restarts, ranks) as own:
+                own.exit_code = _train(recipe, ds_config, ranks, stop)
+            return own.exit_code
     finally:
         leave_ranks()
+
+
+def _bring_text(recipe: Recipe) -> None:
+    prepare_if_missing(recipe)
+    check_source(recipe)
+
+
+def _stopped_at_start() -> int:
+    log.info("stopped before the first step; start the same command again")
+    return Exit.STOPPED
 
 
 def freeze_unused(model: NezhaForPreTraining, objective: ObjectiveSettings) -> None:
@@ -142,7 +164,9 @@ def _check_objective(objective: ObjectiveSettings, data: DataSettings, masking: 
 
 def _train(recipe: Recipe, ds_config: DeepSpeedConfig, ranks: Ranks, stop: StopFlag) -> int:
     world, folder = ranks.world, recipe.run.folder
-    source = open_source(recipe, ranks)
+    source = open_source(recipe, ranks, stop.cut_short)
+    if stop.agreed(ranks):
+        return _stopped_at_start()
     vocabulary = source.vocabulary
     config = recipe.model.resolve(len(vocabulary), vocabulary.pad_id, **recipe.objective.heads)
     model = NezhaForPreTraining(config, seed=recipe.train.seed)
@@ -172,6 +196,7 @@ def _train(recipe: Recipe, ds_config: DeepSpeedConfig, ranks: Ranks, stop: StopF
         observers=observers,
         stop=stop,
         guard=guard,
+        watchdog=Watchdog(recipe.train.step_seconds, world),
         save=_saver(folder / CHECKPOINTS, engine, ranks, state, source, observers, guard),
         sample_flops=_sample_flops(recipe, config),
     )
@@ -182,6 +207,7 @@ def _train(recipe: Recipe, ds_config: DeepSpeedConfig, ranks: Ranks, stop: StopF
                 job.save(0)
             finished = fit(job, state.step)
     finally:
+        job.watchdog.close()
         for observer in observers:
             observer.close()
     if world.is_main:

@@ -1,6 +1,7 @@
 """The prepared text as a run reads it: checked, planned once per node, and cut for this rank."""
 
 import logging
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,18 +86,27 @@ def check_source(recipe: Recipe) -> Source:
     return Source(recipe, manifests, vocabularies[0])
 
 
-def open_source(recipe: Recipe, ranks: Ranks) -> Source:
-    """The checked source with its plans made, by one rank of a node before the others; collective."""
+def open_source(
+    recipe: Recipe, ranks: Ranks, planning: Callable[[Callable[[], None]], None] = lambda plan: plan()
+) -> Source:
+    """The checked source with its plans made, by one rank of a node before the others; collective.
+
+    `planning` calls what makes the plans, and may cut it short.
+    """
     source = check_source(recipe)
     if ranks.world.is_node_main:
-        for name, manifest in source.manifests.items():
-            part = recipe.data.parts[name]
-            splits: tuple[Split, ...] = ("train", "heldout") if manifest.of("heldout") else ("train",)
-            with closing(shelf_of(part)) as shelf:
-                for split in splits:
-                    load_plan(shelf, manifest, split, part, _log_progress)
+        planning(lambda: _plan(source))
     ranks.wait()
     return source
+
+
+def _plan(source: Source) -> None:
+    for name, manifest in source.manifests.items():
+        part = source.recipe.data.parts[name]
+        splits: tuple[Split, ...] = ("train", "heldout") if manifest.of("heldout") else ("train",)
+        with closing(shelf_of(part)) as shelf:
+            for split in splits:
+                load_plan(shelf, manifest, split, part, _log_progress)
 
 
 def _log_progress(done: int, total: int) -> None:
