@@ -23,6 +23,7 @@ def parser() -> argparse.ArgumentParser:
         _add_bench_loader,
         _add_pretrain,
         _add_launch,
+        _add_scale_lr,
         _add_export,
         _add_replay,
         _add_convert,
@@ -239,6 +240,19 @@ def _add_launch(commands: Any) -> None:
     )
     command.add_argument("--script", metavar="FILE", help="a Python script of your own that each rank runs instead")
     command.add_argument("arguments", nargs="*", metavar="-- ARGUMENT", help="for pretrain, behind --")
+
+
+def _add_scale_lr(commands: Any) -> None:
+    command = _command(
+        commands,
+        "scale-lr",
+        "Tell the learning rate and the warm-up of a DeepSpeed JSON for another batch: by the root of the batch.",
+        "  nezha-ds scale-lr ds_configs/lamb-8192-bf16.json 32768",
+    )
+    command.add_argument(
+        "ds_config", type=Path, metavar="JSON", help="a DeepSpeed JSON whose rate is right for its batch"
+    )
+    command.add_argument("batch", type=int, metavar="BATCH", help="the other train_batch_size, in samples")
 
 
 def _add_export(commands: Any) -> None:

@@ -141,6 +141,15 @@ def launch(given: argparse.Namespace) -> int:
     return launch_ranks(rank_command(given.script, given.arguments), worlds, given.master, given.grace)
 
 
+def scale_lr(given: argparse.Namespace) -> int:
+    """What to write into a DeepSpeed JSON for another batch."""
+    from nezha_ds.train.ds_config import load_ds_config, scaled
+
+    for key, value in scaled(load_ds_config(given.ds_config, 1), given.batch).items():
+        print(f'"{key}": {json.dumps(value)}')  # noqa: T201
+    return 0
+
+
 def export(given: argparse.Namespace) -> int:
     """The newest checkpoint of a run as a model folder."""
     from nezha_ds.train.export import export as export_run
@@ -240,6 +249,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "inspect": inspect,
     "pretrain": pretrain,
     "launch": launch,
+    "scale-lr": scale_lr,
     "export": export,
     "replay": replay,
     "convert": convert,

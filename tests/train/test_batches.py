@@ -101,19 +101,19 @@ GROWING: dict[str, Any] = {
     "train_batch_size": 32,
     "batch_warmup": [{"train_batch_size": 8, "steps": 3}, {"train_batch_size": 16, "steps": 3}],
 }
-real = [pytest.mark.ranks, pytest.mark.usefixtures("warm")]
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, embedded: Path, extensions: Path) -> runs.Run:
+    """Twelve steps of 8, 16 and then 32 samples on two ranks under ZeRO-1, checkpoints at 4, 8 and 12."""
+    run = runs.make(tmp_path_factory.mktemp("undisturbed"), embedded, *DROPOUT, **GROWING)
+    run.finish(world_size=2)
+    return run
+
+
+@pytest.mark.ranks
+@pytest.mark.usefixtures("warm")
 class TestRealRanks:
-    pytestmark = real
-
-    @pytest.fixture(scope="class")
-    def undisturbed(self, tmp_path_factory: pytest.TempPathFactory, embedded: Path, extensions: Path) -> runs.Run:
-        """Twelve steps of 8, 16 and then 32 samples on two ranks under ZeRO-1, checkpoints at 4, 8 and 12."""
-        run = runs.make(tmp_path_factory.mktemp("undisturbed"), embedded, *DROPOUT, **GROWING)
-        run.finish(world_size=2)
-        return run
-
     def test_gradients_are_means_over_each_batch(self, tmp_path: Path) -> None:
         ranks.run_well("tests/train/scripts/growing_batches.py", str(tmp_path), ranks=2)
         found = json.loads((tmp_path / "differences.json").read_text())

@@ -62,28 +62,30 @@ def state(checkpoint: Path) -> dict:
     return json.loads((checkpoint / "state.json").read_text())
 
 
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory, embedded: Path, extensions: Path) -> runs.Run:
+    """Four steps on two ranks under ZeRO-1, with torch's AdamW."""
+    adamw = {"type": "AdamW", "params": {"lr": 0.001, "torch_adam": True}}
+    run = runs.make(
+        tmp_path_factory.mktemp("first"), embedded, *DROPOUT, "train.steps=4", "run.prepare=[]", optimizer=adamw
+    )
+    run.finish(world_size=2)
+    return run
+
+
+@pytest.fixture(scope="module")
+def second(tmp_path_factory: pytest.TempPathFactory, embedded: Path, first: runs.Run) -> SecondRun:
+    """Three steps on one rank."""
+    run = second_run(tmp_path_factory.mktemp("second"), embedded, first.folder, steps=3)
+    printed = run.finish()
+    assert "beginning from" in printed
+    assert "heads that begin afresh" in printed
+    return run
+
+
 @pytest.mark.ranks
 @pytest.mark.usefixtures("warm")
 class TestTwoPhases:
-    @pytest.fixture(scope="class")
-    def first(self, tmp_path_factory: pytest.TempPathFactory, embedded: Path, extensions: Path) -> runs.Run:
-        """Four steps on two ranks under ZeRO-1, with torch's AdamW."""
-        adamw = {"type": "AdamW", "params": {"lr": 0.001, "torch_adam": True}}
-        run = runs.make(
-            tmp_path_factory.mktemp("first"), embedded, *DROPOUT, "train.steps=4", "run.prepare=[]", optimizer=adamw
-        )
-        run.finish(world_size=2)
-        return run
-
-    @pytest.fixture(scope="class")
-    def second(self, tmp_path_factory: pytest.TempPathFactory, embedded: Path, first: runs.Run) -> SecondRun:
-        """Three steps on one rank."""
-        run = second_run(tmp_path_factory.mktemp("second"), embedded, first.folder, steps=3)
-        printed = run.finish()
-        assert "beginning from" in printed
-        assert "heads that begin afresh" in printed
-        return run
-
     def test_moments_and_weights_are_the_first_runs_bit_by_bit(self, first: runs.Run, second: SecondRun) -> None:
         theirs, ours = moments(first.checkpoint(4)), moments(second.checkpoint(0))
         assert len(theirs) > 40
@@ -149,7 +151,7 @@ class TestTwoPhases:
         assert state(again.checkpoint(3))["parent"] == state(second.checkpoint(3))["parent"]
 
 
-# -------------------------------------------------------------------------------------------------------- what is refused
+# ------------------------------------------------------------------------------------------------------ what is refused
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +172,7 @@ def test_the_newest_sound_checkpoint_of_a_run_or_the_one_that_is_named(origin: P
     with pytest.raises(CheckpointError, match=r"step-00000008/model.safetensors is damaged; choose another checkpoint"):
         find_checkpoint(root / "step-00000008", ALONE)
     checkpoints.flip_a_bit(root / "step-00000004" / "model.safetensors")
-    with pytest.raises(CheckpointError, match="no checkpoint in .* verifies"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .* verifies"):
         find_checkpoint(tmp_path / "run", ALONE)
 
 
