@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from rich.console import Console as Terminal
 from rich.progress import BarColumn, Progress, TextColumn
 
-from nezha_ds.observe.events import Evaluation, Event, Record, Save, Start
+from nezha_ds.observe.events import Copy, Evaluation, Event, Record, Save, Start
 from nezha_ds.observe.meters import Pace
 from nezha_ds.world import World
 
@@ -64,8 +64,11 @@ class Console:
                 self._start(event)
             case Record():
                 self._record(event)
-            case Evaluation() | Save():
+            case Evaluation() | Save() | Copy():
                 log.info("%s", event_line(event))
+            case _:
+                # A save that begins is no news.
+                pass
 
     def close(self) -> None:
         """Leave the terminal as it was."""
@@ -110,7 +113,7 @@ def _record_parts(record: Record, target_steps: int, remaining: float | None) ->
         yield f"ETA {clock(remaining)}"
 
 
-def event_line(event: Start | Evaluation | Save) -> str:
+def event_line(event: Start | Evaluation | Save | Copy) -> str:
     """Any other event in one line."""
     match event:
         case Start():
@@ -125,6 +128,8 @@ def event_line(event: Start | Evaluation | Save) -> str:
             )
         case Save():
             return f"step {event.step} · checkpoint {'saved' if event.ok else 'FAILED'} · {event.seconds:.1f} s"
+        case Copy():
+            return f"step {event.step} · checkpoint {'copied' if event.ok else 'NOT COPIED'} · {event.seconds:.1f} s"
 
 
 def short(number: float) -> str:

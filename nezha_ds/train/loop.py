@@ -20,6 +20,7 @@ from nezha_ds.train.meter import LossMeter, prediction_shares
 from nezha_ds.train.preempt import StopFlag
 from nezha_ds.train.ranks import Ranks
 from nezha_ds.train.recipe import TrainSettings
+from nezha_ds.train.saver import Saver
 
 
 @dataclass
@@ -35,8 +36,8 @@ class Job:
     settings: TrainSettings
     observers: Sequence[Observer]
     stop: StopFlag
-    save: Callable[[int], None]
-    """Writes the checkpoint of a step; collective."""
+    save: Saver
+    """Called with a step it begins that step's checkpoint; collective."""
     sample_flops: int
     """What a sample costs forward and backward."""
     interval: Interval = field(default_factory=Interval)
@@ -48,7 +49,7 @@ class Job:
 
 
 def fit(job: Job, step: int) -> bool:
-    """Train from `step` on to `settings.steps`. False when a signal stopped the run before; all is saved either way."""
+    """Train from `step` on to `settings.steps`. False when a signal stopped the run before; its last save has begun."""
     settings, interval = job.settings, job.interval
     meter = LossMeter(job.objective)
     job.engine.module.train()
@@ -56,6 +57,7 @@ def fit(job: Job, step: int) -> bool:
         with interval.step():
             train_step(job, step, meter)
         step += 1
+        job.save.poll()
         last = step == settings.steps
         stopping = job.stop.agreed(job.ranks)
         if step % settings.log_every == 0 or last or stopping:

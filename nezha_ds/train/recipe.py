@@ -28,6 +28,13 @@ class TrainSettings(Settings):
     """Steps between checkpoints; there is always one at the end."""
     keep_last: int = Field(default=2, ge=1)
     """Checkpoints that are kept; an older one goes only when a newer one has been verified."""
+    keep_every: int = Field(default=0, ge=0)
+    """Checkpoints at multiples of so many steps are kept for ever; 0: none is."""
+    async_save: bool = True
+    """Write checkpoints while training goes on. A step waits only for the copy to the host's memory, which until all is
+    written holds 8 bytes a parameter divided by the ranks, and on rank 0 another 4 bytes for every parameter."""
+    save_seconds: float = Field(default=1800.0, ge=0)
+    """Limit of a save, from its copy until it is committed: then the run ends with exit code 79; 0: none."""
     checkpoint_activations: int = Field(default=0, ge=0)
     """Blocks, from the first on, that compute their inside again in backward instead of keeping it: memory for time."""
     compile: bool = False
@@ -39,6 +46,9 @@ class RunSettings(Settings):
 
     folder: Path
     """Checkpoints, metrics.jsonl and the resolved recipe. The same folder again goes on where it was."""
+    copy_to: str = ""
+    """A URI of this run's own, such as "s3://bucket/runs/first": it gets a copy of every checkpoint, and the run goes
+    on from there when its folder has none. Nothing is ever removed there."""
     prepare: tuple[str, ...] = ()
     """Text to prepare into data.shards when that folder is not there yet; "embedded" is the shipped corpus."""
 

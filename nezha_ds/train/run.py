@@ -14,9 +14,7 @@ command on the same folder goes on where it was; a finished run is left alone.
 import logging
 import shutil
 import time
-from collections.abc import Callable
 from importlib.metadata import version
-from pathlib import Path
 
 import nezha_ds
 from nezha_ds.data.settings import DataSettings, MaskingSettings
@@ -26,19 +24,22 @@ from nezha_ds.model.flops import step_flops
 from nezha_ds.model.heads import NezhaForPreTraining
 from nezha_ds.model.positions import KINDS
 from nezha_ds.objectives import ObjectiveSettings
-from nezha_ds.observe.events import Observer, Save, Start
+from nezha_ds.observe.events import Event, Observer, Start
 from nezha_ds.observe.exporter import open_exporter
 from nezha_ds.observe.journal import METRICS_FILE, MetricsFile
 from nezha_ds.observe.log import Console
 from nezha_ds.observe.report import to_text
-from nezha_ds.train.checkpoint import State, check_belongs, newest_sound, prune, read_state, restore, save
+from nezha_ds.train.checkpoint import State, agree, check_belongs, read_state
+from nezha_ds.train.copies import check_uri, find_anywhere, open_copier
 from nezha_ds.train.ds_config import DeepSpeedConfig
 from nezha_ds.train.engine import Engine, describe_accelerator, join_ranks, leave_ranks
-from nezha_ds.train.folder import CHECKPOINTS, conclude, open_folder
+from nezha_ds.train.folder import CHECKPOINTS, DS_CONFIG, ENVIRONMENT, RECIPE, conclude, open_folder
 from nezha_ds.train.loop import Job, fit
 from nezha_ds.train.preempt import StopFlag
 from nezha_ds.train.ranks import Ranks
 from nezha_ds.train.recipe import Recipe, TrainSettings
+from nezha_ds.train.restore import restore_together
+from nezha_ds.train.saver import Saver
 from nezha_ds.train.source import Source, check_source, open_source, prepare_if_missing
 from nezha_ds.world import World, variable
 
@@ -83,6 +84,7 @@ def speed_up(model: NezhaForPreTraining, settings: TrainSettings) -> None:
 
 def _check(recipe: Recipe, ds_config: DeepSpeedConfig) -> None:
     """What can be seen to be wrong before ranks meet and a device is touched."""
+    check_uri(recipe.run.copy_to)
     _check_model(recipe)
     _check_objective(recipe.objective, recipe.data, recipe.masking)
     if recipe.run.prepare and recipe.data.mixture:
@@ -152,7 +154,7 @@ def _train(recipe: Recipe, ds_config: DeepSpeedConfig, ranks: Ranks, stop: StopF
     if world.is_main:
         open_folder(recipe, ds_config, sum(parameter.numel() for parameter in model.parameters()), world)
     engine = Engine(model, ds_config, recipe.train.steps, world)
-    state = _resume(folder / CHECKPOINTS, engine, State.fresh(recipe, ds_config, config, source.fingerprint), ranks)
+    state, passed_over = _resume(recipe, engine, State.fresh(recipe, ds_config, config, source.fingerprint), ranks)
     if state.step >= recipe.train.steps:
         log.info("%s is done: step %d of %d; raise train.steps to go on", folder, state.step, recipe.train.steps)
         return Exit.DONE
@@ -166,12 +168,12 @@ def _train(recipe: Recipe, ds_config: DeepSpeedConfig, ranks: Ranks, stop: StopF
         settings=recipe.train,
         observers=observers,
         stop=stop,
-        save=_saver(folder / CHECKPOINTS, engine, ranks, state, source, observers),
+        save=_saver(engine, ranks, state, source, observers),
         sample_flops=_sample_flops(recipe, config),
     )
     try:
-        job.tell(_start_event(recipe, ds_config, state.step, world, job.batches.sources))
-        with job.batches:
+        job.tell(_start_event(recipe, ds_config, state.step, world, job.batches.sources, passed_over))
+        with job.batches, job.save:
             finished = fit(job, state.step)
     finally:
         for observer in observers:
@@ -183,39 +185,47 @@ def _train(recipe: Recipe, ds_config: DeepSpeedConfig, ranks: Ranks, stop: StopF
     return Exit.DONE if finished else Exit.STOPPED
 
 
-def _resume(root: Path, engine: Engine, fresh: State, ranks: Ranks) -> State:
-    """The state of the checkpoint to go on from, loaded into the engine; the fresh one at the beginning."""
-    folder = newest_sound(root, ranks)
-    if folder is None:
-        return fresh
-    state = read_state(folder)
+def _resume(recipe: Recipe, engine: Engine, fresh: State, ranks: Ranks) -> tuple[State, int]:
+    """The state to go on from, loaded into the engine, or the fresh one; and how many newer checkpoints are damaged."""
+    root, target = recipe.run.folder / CHECKPOINTS, recipe.run.copy_to
+    found = agree(root, ranks, lambda: find_anywhere(root, target))
+    if found.folder is None:
+        return fresh, 0
+    state = read_state(found.folder)
     check_belongs(state, fresh, engine.config.batch.global_batch)
-    restore(folder, engine, state)
-    log.info("going on from %s", folder.name)
-    return fresh.model_copy(update={"step": state.step, "samples": state.samples})
+    restore_together(found.folder, engine, state, ranks)
+    log.info("going on from %s", found.folder.name)
+    return fresh.model_copy(update={"step": state.step, "samples": state.samples}), len(found.passed_over)
 
 
-def _saver(
-    root: Path, engine: Engine, ranks: Ranks, state: State, source: Source, observers: list[Observer]
-) -> Callable[[int], None]:
-    """What writes the checkpoint of a step, tells the observers how it went, and removes old ones."""
-    files = source.tokenizer_files(state.model.max_position_embeddings)
+def _saver(engine: Engine, ranks: Ranks, state: State, source: Source, observers: list[Observer]) -> Saver:
+    """What writes the checkpoints of this attempt, and tells the observers how it went."""
+    run, train = source.recipe.run, source.recipe.train
 
-    def save_step(step: int) -> None:
-        started, ok = time.perf_counter(), False
+    def state_at(step: int) -> State:
         samples = step * engine.config.batch.global_batch
-        try:
-            now = state.model_copy(update={"step": step, "samples": samples, "counters": engine.counters()})
-            save(root, engine, now, files, ranks)
-            ok = True
-        finally:
-            event = Save(time=time.time(), step=step, ok=ok, seconds=time.perf_counter() - started)
-            for observer in observers:
-                observer.update(event)
-        if ranks.world.is_main:
-            prune(root, source.recipe.train.keep_last)
+        return state.model_copy(update={"step": step, "samples": samples, "counters": engine.counters()})
 
-    return save_step
+    def tell(event: Event) -> None:
+        for observer in observers:
+            observer.update(event)
+
+    return Saver(
+        root=run.folder / CHECKPOINTS,
+        engine=engine,
+        ranks=ranks,
+        settings=train,
+        state_at=state_at,
+        files=source.tokenizer_files(state.model.max_position_embeddings),
+        tell=tell,
+        copier=open_copier(
+            run.copy_to,
+            [run.folder / name for name in (RECIPE, DS_CONFIG, ENVIRONMENT)],
+            train.keep_every,
+            fresh=state.step == 0,
+            ranks=ranks,
+        ),
+    )
 
 
 def _observers(recipe: Recipe, world: World) -> list[Observer]:
@@ -233,7 +243,7 @@ def _sample_flops(recipe: Recipe, config: NezhaConfig) -> int:
 
 
 def _start_event(
-    recipe: Recipe, ds_config: DeepSpeedConfig, step: int, world: World, sources: tuple[str, ...]
+    recipe: Recipe, ds_config: DeepSpeedConfig, step: int, world: World, sources: tuple[str, ...], passed_over: int
 ) -> Start:
     return Start(
         time=time.time(),
@@ -249,4 +259,5 @@ def _start_event(
         deepspeed=version("deepspeed"),
         torch=version("torch"),
         job_id=variable("SLURM_JOB_ID"),
+        passed_over=passed_over,
     )
