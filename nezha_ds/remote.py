@@ -3,6 +3,7 @@
     list_files("s3://bucket/corpus")             every file below it, in the order of their names
     open_file("s3://bucket/corpus/a.jsonl.gz")   a binary file to read and to seek in, 8 MB a request
     read_bytes("s3://bucket/prepared/manifest.json")
+    upload(Path("manifest.json"), "s3://bucket/prepared/manifest.json")
 
 Endpoint, region and credentials are what AWS tools take: AWS_ENDPOINT_URL, AWS_REGION, AWS_ACCESS_KEY_ID,
 AWS_SECRET_ACCESS_KEY, ~/.aws, the role of the machine; or parameters of the URI, such as
@@ -20,6 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit, urlunsplit
 
@@ -116,17 +118,32 @@ def open_file(uri: str, on_retry: OnRetry | None = None) -> BinaryIO:
     return io.BufferedReader(_Reader(uri, file, on_retry), BLOCK)
 
 
-def retried(uri: str, action: Callable[[], T], on_retry: OnRetry | None = None) -> T:
+def upload(path: Path, uri: str) -> None:
+    """Copy a local file there, whatever was there before; DataError when that cannot be done.
+
+    A reader may see a part of it while it comes or when it broke off: what vouches for it is to be uploaded after it.
+    """
+
+    def copy() -> None:
+        system, target = _open_system(_encoded(uri))
+        with path.open("rb") as source, system.open_output_stream(target, compression=None) as sink:
+            while block := source.read(BLOCK):
+                sink.write(block)
+
+    retried(uri, copy, doing="written")
+
+
+def retried(uri: str, action: Callable[[], T], on_retry: OnRetry | None = None, doing: str = "read") -> T:
     """What `action` returns, tried again after failures that may pass, the waits growing and never quite the same.
 
-    DataError names the URI, the reason, the cure and the tries.
+    DataError names the URI, the reason, the cure and the tries; `doing` is what it says cannot be done.
     """
     for attempt in range(1, TRIES + 1):
         try:
             return action()
         except (OSError, ValueError, NotImplementedError, pa.ArrowException) as error:
             if attempt == TRIES or _is_final(error):
-                raise _explain(uri, error, attempt) from None
+                raise _explain(uri, error, attempt, doing) from None
             # Ranks that failed together must not come back together.
             wait = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (attempt - 1)) * (0.5 + secrets.randbelow(1000) / 2000)
             reason = _reason(error)
@@ -249,7 +266,7 @@ def _reason(error: Exception) -> str:
     return re.sub(r"\s*\(Request ID: [^)]*\)", "", " ".join(str(error).split())).rstrip(". ")
 
 
-def _explain(uri: str, error: Exception, tries: int) -> DataError:
+def _explain(uri: str, error: Exception, tries: int, doing: str) -> DataError:
     reason, name = _reason(error), shown(uri)
     if isinstance(error, (FileNotFoundError, IsADirectoryError)) or "NO_SUCH_BUCKET" in reason:
         return NotThereError(
@@ -259,10 +276,10 @@ def _explain(uri: str, error: Exception, tries: int) -> DataError:
         return DataError(f"{name} cannot be opened ({reason}); give a URI such as s3://bucket/folder")
     if isinstance(error, PermissionError) or any(word in reason for word in _DENIED):
         return DataError(
-            f"{name} may not be read ({reason}); check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY and what the bucket "
-            "allows them"
+            f"{name} may not be {doing} ({reason}); check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY and what the "
+            "bucket allows them"
         )
     cure = "try again later"
     if any(word in reason for word in _UNREACHABLE):
         cure = "check AWS_ENDPOINT_URL, its http or https, AWS_REGION and the network"
-    return DataError(f"{name} cannot be read after {tries} tries ({reason}); {cure}")
+    return DataError(f"{name} cannot be {doing} after {tries} tries ({reason}); {cure}")

@@ -13,8 +13,11 @@ or of another shape is an error, since a model that silently keeps random weight
 Also read: the prefix `bert.` and the names gamma and beta of older PyTorch releases.
 """
 
+import contextlib
 import json
+import os
 import re
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,7 +29,7 @@ from torch import Tensor
 
 from nezha_ds.config import build
 from nezha_ds.errors import CheckpointError
-from nezha_ds.files import make_folder, write_atomically
+from nezha_ds.files import make_folder, sync_folder, unwritable, write_atomically
 from nezha_ds.model.config import NezhaConfig
 from nezha_ds.model.heads import NezhaForPreTraining
 from nezha_ds.model.sound import refuse_other_sizes, refuse_unsound
@@ -139,8 +142,7 @@ def save_folder(
     """Write a folder that `from_pretrained` of transformers and `load_folder` open.
 
     `tensors` are under NEZHA's names, as `state_dict_to_hf` gives them; `extra_files` are the vocabulary and
-    the tokenizer's files by name. config.json comes last, so a folder that has one is whole. Holds one
-    more copy of the weights in memory meanwhile.
+    the tokenizer's files by name. config.json comes last, so a folder that has one is whole.
     """
     make_folder(folder)
     (folder / CONFIG).unlink(missing_ok=True)
@@ -148,9 +150,27 @@ def save_folder(
         write_atomically(folder / name, data)
     prefix = "bert." if model_type(config) == "bert" else "nezha."
     whole = {re.sub(r"^nezha\.", prefix, name): tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_atomically(folder / WEIGHTS, safetensors.torch.save(whole, metadata={"format": "pt"}))
+    write_tensors(whole, folder / WEIGHTS, {"format": "pt"})
     dtype = str(next(iter(whole.values())).dtype).removeprefix("torch.")
     write_atomically(folder / CONFIG, json.dumps(config_to_hf(config) | {"torch_dtype": dtype}, indent=2) + "\n")
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file, whole or not at all, and synced; LaunchError when that is not possible.
+
+    Copies no tensor that is contiguous and on the CPU, and leaves other threads of Python running (waits of 5 ms).
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        safetensors.torch.save_file(dict(tensors), temporary, metadata)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+    except (OSError, SafetensorError) as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise unwritable(path, error if isinstance(error, OSError) else OSError(0, str(error))) from None
 
 
 def load_folder(folder: Path) -> NezhaForPreTraining:

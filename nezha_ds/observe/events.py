@@ -1,4 +1,4 @@
-"""What a run tells its observers: five plain events, each handed to every observer.
+"""What a run tells its observers: eight plain events, each handed to every observer.
 
 The training loop builds an event where something is due (a start, a log step, an evaluation, a save, a trouble); the
 journal, the console and the exporter each take what they need from the same one, so that the three can never disagree.
@@ -48,6 +48,8 @@ class Start(_Event):
     """The scheduler's number for the job, where there is one."""
     parent: str = ""
     """The checkpoint of another run from which this one began, where there was one."""
+    passed_over: int = 0
+    """Checkpoints newer than the one that the run goes on from, which did not verify."""
 
 
 class Record(_Event):
@@ -131,12 +133,26 @@ class Evaluation(_Event):
         return self.accuracies.get("mlm", 0.0)
 
 
+class Snapshot(_Event):
+    """A checkpoint begins: what it needs was copied to the host, and is now being written."""
+
+    kind: Literal["snapshot"] = "snapshot"
+    seconds: float
+    """That the step waited for it."""
+
+
 class Save(_Event):
-    """A checkpoint, or the failure to write one."""
+    """A checkpoint that was committed, or the failure to write one."""
 
     kind: Literal["save"] = "save"
     ok: bool
     seconds: float
+    """From its snapshot on, also while steps were made."""
+    bytes: int = 0
+    free_bytes: int | None = None
+    """On the disk that it lies on."""
+    damaged: int = 0
+    """1 when it was written and did not verify."""
 
 
 class Trouble(_Event):
@@ -161,7 +177,16 @@ class Stop(_Event):
     """`SIGTERM`, `SIGINT` or `SIGUSR1`."""
 
 
-Event: TypeAlias = Start | Record | Evaluation | Save | Stop | Trouble
+class Copy(_Event):
+    """A checkpoint that was copied to the store, or the failure to."""
+
+    kind: Literal["copy"] = "copy"
+    ok: bool
+    seconds: float
+    bytes: int = 0
+
+
+Event: TypeAlias = Start | Record | Evaluation | Snapshot | Save | Copy | Stop | Trouble
 
 
 class Observer(Protocol):

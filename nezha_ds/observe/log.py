@@ -14,7 +14,7 @@ from math import isfinite
 from rich.console import Console as Terminal
 from rich.progress import BarColumn, Progress, TextColumn
 
-from nezha_ds.observe.events import Evaluation, Event, Record, Save, Start, Stop, Trouble
+from nezha_ds.observe.events import Copy, Evaluation, Event, Record, Save, Start, Stop, Trouble
 from nezha_ds.observe.meters import Pace
 from nezha_ds.world import World
 
@@ -65,12 +65,15 @@ class Console:
                 self._start(event)
             case Record():
                 self._record(event)
-            case Evaluation() | Save() | Stop():
+            case Evaluation() | Save() | Copy() | Stop():
                 log.info("%s", event_line(event))
                 if isinstance(event, Evaluation) and not isfinite(event.loss):
                     log.warning("step %d · the %s loss is %s; training goes on", event.step, event.split, event.loss)
             case Trouble():
                 log.warning("%s", event_line(event))
+            case _:
+                # A save that begins is no news.
+                pass
 
     def close(self) -> None:
         """Leave the terminal as it was."""
@@ -115,7 +118,7 @@ def _record_parts(record: Record, target_steps: int, remaining: float | None) ->
         yield f"ETA {clock(remaining)}"
 
 
-def event_line(event: Start | Evaluation | Save | Stop | Trouble) -> str:
+def event_line(event: Start | Evaluation | Save | Copy | Stop | Trouble) -> str:
     """Any other event in one line."""
     match event:
         case Start():
@@ -138,6 +141,8 @@ def event_line(event: Start | Evaluation | Save | Stop | Trouble) -> str:
             return f"step {event.step} · {name} is {event.value}; the step is not applied"
         case Stop():
             return f"step {event.step} · stopping after {event.signal}"
+        case Copy():
+            return f"step {event.step} · checkpoint {'copied' if event.ok else 'NOT COPIED'} · {event.seconds:.1f} s"
 
 
 def short(number: float) -> str:

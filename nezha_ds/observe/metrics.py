@@ -14,7 +14,7 @@ from math import isfinite
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
-from nezha_ds.observe.events import Evaluation, Event, Record, Save, Start, Stop, Trouble
+from nezha_ds.observe.events import Copy, Evaluation, Event, Record, Save, Snapshot, Start, Stop, Trouble
 
 Kind = Literal["counter", "gauge", "histogram", "info"]
 
@@ -191,12 +191,25 @@ TABLE: tuple[Metric, ...] = (
     Metric(
         "nezha_checkpoint_save_duration_seconds",
         "histogram",
-        "Wall time of a checkpoint that was committed",
+        "Wall time of a checkpoint by phase: the snapshot, for which a step waits, and all until it was committed",
+        labels={"phase": ("snapshot", "persist")},
         buckets=SAVE_BUCKETS,
     ),
     Metric(
         "nezha_signals_total", "counter", "Signals by which this attempt agreed to stop", labels={"signal": SIGNALS}
     ),
+    Metric("nezha_checkpoint_size_bytes", "gauge", "Bytes of the last checkpoint that was committed"),
+    Metric("nezha_checkpoint_pending", "gauge", "Checkpoints that were begun and are not committed yet"),
+    Metric("nezha_checkpoint_storage_free_bytes", "gauge", "Free on the disk of the checkpoints after the last one"),
+    Metric("nezha_checkpoint_verify_failures_total", "counter", "Checkpoints that did not verify, old or just written"),
+    Metric("nezha_checkpoint_fallbacks_total", "counter", "Starts that passed over a newer checkpoint"),
+    Metric(
+        "nezha_checkpoint_copies_total",
+        "counter",
+        "Copies of checkpoints to run.copy_to by outcome",
+        labels={"result": ("success", "failure")},
+    ),
+    Metric("nezha_checkpoint_last_copy_step", "gauge", "Step of the last checkpoint that was copied"),
 )
 
 BY_NAME: Mapping[str, Metric] = {metric.name: metric for metric in TABLE}
@@ -211,12 +224,16 @@ def values_of(event: Event) -> list[Value]:
             return list(_of_record(event))
         case Evaluation():
             return list(_of_evaluation(event))
+        case Snapshot():
+            return list(_of_snapshot(event))
         case Save():
             return list(_of_save(event))
         case Trouble():
             return list(_of_trouble(event))
         case Stop():
             return [Value("nezha_signals_total", 1, {"signal": event.signal})]
+        case Copy():
+            return list(_of_copy(event))
 
 
 def _of_start(event: Start) -> Iterator[Value]:
@@ -233,6 +250,8 @@ def _of_start(event: Start) -> Iterator[Value]:
     yield Value("nezha_train_target_steps", event.target_steps)
     for source in event.sources:
         yield Value("nezha_data_source_tokens_total", 0, {"source": source})
+    yield Value("nezha_checkpoint_verify_failures_total", event.passed_over)
+    yield Value("nezha_checkpoint_fallbacks_total", int(event.passed_over > 0))
 
 
 def _of_record(event: Record) -> Iterator[Value]:
@@ -289,12 +308,28 @@ def _of_evaluation(event: Evaluation) -> Iterator[Value]:
     yield Value("nezha_eval_last_timestamp_seconds", event.time, {"split": event.split})
 
 
+def _of_snapshot(event: Snapshot) -> Iterator[Value]:
+    yield Value("nezha_checkpoint_pending", 1)
+    yield Value("nezha_checkpoint_save_duration_seconds", event.seconds, {"phase": "snapshot"})
+
+
 def _of_save(event: Save) -> Iterator[Value]:
     yield Value("nezha_checkpoint_saves_total", 1, {"result": "success" if event.ok else "failure"})
+    yield Value("nezha_checkpoint_pending", 0)
+    yield Value("nezha_checkpoint_verify_failures_total", event.damaged)
     if event.ok:
         yield Value("nezha_checkpoint_last_success_step", event.step)
         yield Value("nezha_checkpoint_last_success_timestamp_seconds", event.time)
-        yield Value("nezha_checkpoint_save_duration_seconds", event.seconds)
+        yield Value("nezha_checkpoint_save_duration_seconds", event.seconds, {"phase": "persist"})
+        yield Value("nezha_checkpoint_size_bytes", event.bytes)
+    if event.free_bytes is not None:
+        yield Value("nezha_checkpoint_storage_free_bytes", event.free_bytes)
+
+
+def _of_copy(event: Copy) -> Iterator[Value]:
+    yield Value("nezha_checkpoint_copies_total", 1, {"result": "success" if event.ok else "failure"})
+    if event.ok:
+        yield Value("nezha_checkpoint_last_copy_step", event.step)
 
 
 def _of_trouble(event: Trouble) -> Iterator[Value]:

@@ -6,45 +6,45 @@
       state.json                                  step, samples, counters, seed, fingerprint of the data, model, recipe
       manifest.json                               size and SHA-256 of every file, written last
 
-Written under a temporary name, synced by every rank, renamed when all are done. Moments carry the names and offsets of
-model tensors, so ranks of another number, or another ZeRO stage, pick what they need. Only safetensors and JSON are
-read: nothing that could run code.
+This file says what a checkpoint is, when it is whole, and which ones stay; snapshot.py writes it, saver.py while the
+training goes on, restore.py reads it, copies.py keeps a second one in a store. Only safetensors and JSON are read,
+nothing that could run code; of JSON no more than LARGEST_JSON; and no file that the manifest does not name, or that is
+a link.
 
 Where a run goes on from, in this order:
 
 1. The newest checkpoint that verifies: every file of the manifest has its size and hash.
-2. If that one does not, the next older, which the log says aloud.
-3. If there are checkpoints and none verifies: CheckpointError. A run never starts over in silence.
-4. If there are none: the beginning.
+2. If that one does not, the next older, which the log says aloud and the metrics count.
+3. If none here verifies, or there are none: the newest in `run.copy_to` that verifies, brought here first.
+4. If there are checkpoints, here or there, and none verifies: CheckpointError. A run never starts over in silence.
+5. If there are none: the beginning.
+
+Folders whose names begin with a dot are on their way, in or out, and never count.
 """
 
+import hashlib
 import logging
-import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.distributed as dist
 from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from nezha_ds.config import Settings
 from nezha_ds.errors import CheckpointError
-from nezha_ds.files import make_folder, sha256_of, sync_folder, unwritable, write_atomically
+from nezha_ds.files import sha256_of
 from nezha_ds.model.config import NezhaConfig
-from nezha_ds.model.hf import HEADS, WEIGHTS, current_names, hf_name, save_folder
-from nezha_ds.optim.slices import Slice
+from nezha_ds.model.hf import HEADS, WEIGHTS
 from nezha_ds.train.ds_config import DeepSpeedConfig
-from nezha_ds.train.engine import Engine
 from nezha_ds.train.ranks import Ranks
 from nezha_ds.train.recipe import Recipe
 
 FORMAT = 1
-STATE, MANIFEST = "state.json", "manifest.json"
+STATE, MANIFEST, MOMENTS = "state.json", "manifest.json", "moments-"
+LARGEST_JSON = 16 << 20
+"""Bytes of a manifest or state that are read at most: a manifest of 100,000 ranks."""
 
 log = logging.getLogger(__name__)
 
@@ -107,148 +107,37 @@ class Contents(Settings):
     files: dict[str, FileEntry]
 
 
-# ---------------------------------------------------------------------------------------------------------- writing
+def folder_name(step: int) -> str:
+    """The name of the checkpoint of a step."""
+    return f"step-{step:08}"
 
 
-def save(root: Path, engine: Engine, state: State, files: Mapping[str, bytes], ranks: Ranks) -> Path:
-    """Write the checkpoint of `state.step` under `root`; collective. `files` are the tokenizer's, for the model folder.
-
-    LaunchError on every rank when any rank cannot write; the unfinished folder is removed then.
-    """
-    final = root / f"step-{state.step:08}"
-    temporary = root / f".{final.name}.tmp"
-    problem = _on_main(ranks, lambda: _begin(root, temporary))
-    weights = gather_weights(engine)
-    if not problem:
-        problem = _attempt(lambda: _write_own(temporary, engine, state, files, weights))
-    problems = [text for text in ranks.gather(problem) if text]
-    if not problems:
-        problems = [text for text in ranks.gather(_on_main(ranks, lambda: _commit(temporary, final))) if text]
-    if problems:
-        if ranks.world.is_main:
-            shutil.rmtree(temporary, ignore_errors=True)
-        raise unwritable(final, OSError(0, problems[0]))
-    ranks.wait()
-    return final
+def step_of(name: str) -> int | None:
+    """The step that a folder's name tells; None when it is no checkpoint's."""
+    number = name.removeprefix("step-")
+    return int(number) if name != number and number.isascii() and number.isdigit() else None
 
 
-def prune(root: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints, and only behind a newest one that verifies."""
-    newest_first = list(_candidates(root))
-    if len(newest_first) > keep and not damage(newest_first[0]):
-        for old in newest_first[keep:]:
-            # Renamed first, so that a crash in the middle leaves no half checkpoint under its name.
-            doomed = old.with_name(f".{old.name}.old")
-            old.replace(doomed)
-            shutil.rmtree(doomed, ignore_errors=True)
+def candidates(root: Path) -> Iterator[Path]:
+    """Checkpoint folders, newest first."""
+    found = {path: step for path in root.glob("step-*") if (step := step_of(path.name)) is not None and path.is_dir()}
+    yield from sorted(found, key=found.__getitem__, reverse=True)
 
 
-@torch.no_grad()
-def gather_weights(engine: Engine) -> dict[str, Tensor]:
-    """Every tensor of the model in fp32 on the CPU, put together from the ranks' slices; collective.
-
-    Empty on all ranks but 0. Tensors that are not trained come from the model itself.
-    """
-    own: dict[str, list[Slice]] = {}
-    for piece in engine.slices:
-        own.setdefault(piece.name, []).append(piece)
-    weights = {}
-    for name, parameter in engine.module.named_parameters():
-        whole = parameter.detach().float() if not parameter.requires_grad else torch.zeros_like(parameter).float()
-        for piece in own.get(name, []):
-            whole.view(-1).narrow(0, piece.offset, piece.numel).copy_(piece.of(piece.owner.detach()))
-        if engine.partitioned and parameter.requires_grad:
-            dist.reduce(whole, dst=0)
-        if engine.world.is_main:
-            weights[name] = whole.cpu()
-    return weights
-
-
-def _begin(root: Path, temporary: Path) -> None:
-    make_folder(root)
-    for leftover in root.glob(".step-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    temporary.mkdir()
-
-
-def _write_own(
-    folder: Path, engine: Engine, state: State, files: Mapping[str, bytes], weights: dict[str, Tensor]
-) -> None:
-    world = engine.world
-    if engine.partitioned or world.is_main:
-        moments = {
-            f"{key}/{piece.name}@{piece.offset}": tensor.detach().cpu().contiguous()
-            for piece in engine.slices
-            for key, tensor in engine.moments(piece).items()
-        }
-        count = world.world_size if engine.partitioned else 1
-        path = folder / f"moments-{world.rank:05}-of-{count:05}.safetensors"
-        save_file(moments, path)
-        _sync(path)
-    if world.is_main:
-        save_folder({hf_name(name): tensor for name, tensor in weights.items()}, state.model, folder, files)
-        write_atomically(folder / STATE, state.model_dump_json(indent=1))
-
-
-def _commit(temporary: Path, final: Path) -> None:
-    entries = {path.name: FileEntry(bytes=path.stat().st_size, sha256=sha256_of(path)) for path in _files(temporary)}
-    write_atomically(temporary / MANIFEST, Contents(files=entries).model_dump_json(indent=1))
-    if final.exists():
-        shutil.rmtree(final)
-    temporary.replace(final)
-    sync_folder(final.parent)
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_file())
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def _on_main(ranks: Ranks, action: Any) -> str:
-    """Run an action on rank 0 only; what went wrong, on every rank."""
-    return ranks.gather(_attempt(action) if ranks.world.is_main else "")[0]
-
-
-def _attempt(action: Any) -> str:
-    try:
-        action()
-    except (OSError, SafetensorError) as error:
-        return getattr(error, "strerror", None) or str(error)
-    return ""
-
-
-# ---------------------------------------------------------------------------------------------------------- reading
-
-
-def newest_sound(root: Path, ranks: Ranks) -> Path | None:
-    """Where to go on from, by the order in this file's text; collective, verified by rank 0.
-
-    None when there is no checkpoint. CheckpointError when there are some and none verifies.
-    """
-    name, problems = ranks.gather(_newest_sound(root) if ranks.world.is_main else None)[0]
-    if name is None and problems:
-        raise CheckpointError(
-            f"no checkpoint in {root} verifies ({'; '.join(problems)}); restore one from a copy, "
-            f"or remove the folder to start over"
-        )
-    return root / name if name else None
+# ----------------------------------------------------------------------------------------------------- when it is whole
 
 
 def damage(folder: Path) -> str:
     """What is wrong with a checkpoint's files, or an empty string."""
     try:
-        contents = Contents.model_validate_json((folder / MANIFEST).read_bytes())
+        contents = read_contents(folder)
     except (OSError, ValidationError):
         return f"{folder.name} has no readable {MANIFEST}"
     if contents.format != FORMAT:
         return f"{folder.name} has format {contents.format}, this version reads {FORMAT}"
     for name, entry in contents.files.items():
         path = folder / name
-        if path.parent != folder:
+        if Path(name).name != name or path.is_symlink():
             return f"{folder.name} names a file outside its folder: {name!r}"
         if not path.is_file() or path.stat().st_size != entry.bytes:
             return f"{folder.name}/{name} is missing or cut short"
@@ -257,10 +146,15 @@ def damage(folder: Path) -> str:
     return "" if {STATE, WEIGHTS} <= contents.files.keys() else f"{folder.name}/{MANIFEST} names no model"
 
 
+def read_contents(folder: Path) -> Contents:
+    """The manifest of a checkpoint; OSError or ValidationError when it is not readable."""
+    return Contents.model_validate_json(_read_json(folder / MANIFEST))
+
+
 def read_state(folder: Path) -> State:
     """The state of a checkpoint; CheckpointError when it is not readable."""
     try:
-        return State.model_validate_json((folder / STATE).read_bytes())
+        return State.model_validate_json(_read_json(folder / STATE))
     except OSError as error:
         raise CheckpointError(
             f"{folder / STATE} cannot be read ({error.strerror}); choose a checkpoint folder"
@@ -269,73 +163,75 @@ def read_state(folder: Path) -> State:
         raise CheckpointError(f"{folder / STATE}: {error.errors()[0]['msg']}; written by another version?") from None
 
 
-def restore(folder: Path, engine: Engine, state: State, may_lack: frozenset[str] = frozenset()) -> list[str]:
-    """Put weights, moments and counters of a verified checkpoint into an engine of any world size and ZeRO stage.
+def _read_json(path: Path) -> bytes:
+    # A pipe would be waited for, a device read for ever, a link may lead anywhere.
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise OSError(0, "no regular file")
+    with path.open("rb") as file:
+        data = file.read(LARGEST_JSON + 1)
+    if len(data) > LARGEST_JSON:
+        raise OSError(0, f"more than {LARGEST_JSON:,} bytes")
+    return data
 
-    Tensors named in `may_lack` keep what they are where the checkpoint has no weights, or no moments, of them; returned
-    are those that do.
+
+# ---------------------------------------------------------------------------------------------- which one to go on from
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was found to go on from."""
+
+    folder: Path | None
+    passed_over: tuple[str, ...] = ()
+    """What is wrong with each newer one."""
+
+
+def newest_sound(root: Path, ranks: Ranks) -> Path | None:
+    """Where to go on from in this folder, by the order in this file's text; collective, verified by rank 0.
+
+    None when there is no checkpoint. CheckpointError when there are some and none verifies.
     """
-    weights, stored = current_names(load_file(folder / WEIGHTS)), _index_moments(folder)
-    own = dict(engine.module.named_parameters())
-    absent = {name for name in may_lack if hf_name(name) not in weights}
-    engine.load_weights(
-        {name: own[name].detach().float() if name in absent else weights[hf_name(name)] for name in own}
-    )
-    engine.make_moments()
-    untrained = {name for name in may_lack if own[name].requires_grad and f"exp_avg/{name}" not in stored}
-    lacking = absent | untrained
-    for piece in engine.slices:
-        if piece.name not in lacking:
-            for key, tensor in engine.moments(piece).items():
-                _fill(tensor, piece, stored.get(f"{key}/{piece.name}", []), key)
-    engine.restore_counters(state.counters, state.step)
-    return sorted(lacking)
+    return agree(root, ranks, lambda: find_sound(root)).folder
 
 
-def _candidates(root: Path) -> Iterator[Path]:
-    """Checkpoint folders, newest first."""
-    folders = [path for path in root.glob("step-*") if path.is_dir() and path.name[5:].isdigit()]
-    yield from sorted(folders, key=lambda path: int(path.name[5:]), reverse=True)
-
-
-def _newest_sound(root: Path) -> tuple[str | None, list[str]]:
+def find_sound(root: Path) -> Found:
+    """The newest checkpoint of a folder that verifies; each one passed over is told."""
     problems: list[str] = []
-    for folder in _candidates(root):
+    for folder in candidates(root):
         problem = damage(folder)
         if not problem:
-            return folder.name, problems
+            return Found(folder, tuple(problems))
         log.warning("checkpoint %s; trying the one before it", problem)
         problems.append(problem)
-    return None, problems
+    return Found(None, tuple(problems))
 
 
-def _index_moments(folder: Path) -> dict[str, list[tuple[Path, str, int]]]:
-    """`exp_avg/NAME` -> the pieces of it: file, key and offset."""
-    index: dict[str, list[tuple[Path, str, int]]] = {}
-    for path in sorted(folder.glob("moments-*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118 - a safetensors file is no dict
-                name, _, offset = key.rpartition("@")
-                index.setdefault(name, []).append((path, key, int(offset)))
-    return index
+def agree(root: Path, ranks: Ranks, find: Callable[[], Found]) -> Found:
+    """What rank 0 finds for the checkpoints of `root`, on every rank; collective.
 
-
-def _fill(tensor: Tensor, piece: Slice, stored: list[tuple[Path, str, int]], key: str) -> None:
-    """Copy into a slice of a moment whatever stored pieces overlap it; together they must cover it."""
-    covered = 0
-    for path, stored_key, offset in stored:
-        with safe_open(path, framework="pt") as file:
-            values = file.get_slice(stored_key)
-            begin = max(piece.offset, offset)
-            end = min(piece.offset + piece.numel, offset + values.get_shape()[0])
-            if begin < end:
-                tensor[begin - piece.offset : end - piece.offset].copy_(values[begin - offset : end - offset])
-                covered += end - begin
-    if covered != piece.numel:
+    CheckpointError when there are checkpoints and none verifies, or when a rank does not see the one found.
+    """
+    found = ranks.on_main(find)
+    if found.folder is not None:
+        seen = ranks.gather(_digest(found.folder / MANIFEST))
+        if blind := [str(rank) for rank, digest in enumerate(seen) if digest != seen[0]]:
+            raise CheckpointError(
+                f"rank {', '.join(blind[:8])} does not find in {found.folder} what rank 0 finds there; "
+                "let run.folder lie where every node sees the same files"
+            )
+    elif found.passed_over:
         raise CheckpointError(
-            f"the checkpoint holds {covered:,} of {piece.numel:,} values of {key} of {piece.name}: "
-            "it belongs to another optimizer or model; use a new run folder"
+            f"no checkpoint in {root} verifies ({'; '.join(found.passed_over)}); restore one from a copy, "
+            f"or remove the folder to start over"
         )
+    return found
+
+
+def _digest(path: Path) -> str:
+    try:
+        return hashlib.sha256(_read_json(path)).hexdigest()
+    except OSError:
+        return ""
 
 
 def check_belongs(state: State, run: State, samples: int) -> None:
@@ -357,3 +253,36 @@ def check_belongs(state: State, run: State, samples: int) -> None:
                 f"the checkpoint at step {state.step} was trained with another {name}; "
                 f"set it back, or choose another run.folder"
             )
+
+
+# ------------------------------------------------------------------------------------------------------ which ones stay
+
+
+def prune(newest: Path, keep_last: int, keep_every: int = 0, in_use: Collection[Path] = ()) -> None:
+    """Remove all but the `keep_last` newest checkpoints up to `newest`, which was verified, and what is left half-done.
+
+    Those at multiples of `keep_every` steps stay, and those `in_use` stay for now.
+    """
+    step = step_of(newest.name)
+    assert step is not None
+    older = [folder for folder in candidates(newest.parent) if (step_of(folder.name) or 0) <= step]
+    for old in older[keep_last:]:
+        if old not in in_use and not (keep_every and (step_of(old.name) or 0) % keep_every == 0):
+            # Renamed first, so that a crash in the middle leaves no half checkpoint under its name.
+            doomed = old.with_name(f".{old.name}.old")
+            old.replace(doomed)
+            remove(doomed)
+
+
+def remove_leftovers(root: Path) -> None:
+    """Remove what an earlier attempt left on its way in or out."""
+    for leftover in root.glob(".step-*"):
+        remove(leftover)
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder, or a link to one, as far as that is possible."""
+    if folder.is_symlink():
+        folder.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -33,9 +33,10 @@ from nezha_ds.errors import CheckpointError, LaunchError
 from nezha_ds.files import make_folder, sha256_of, sync_folder, unwritable, write_atomically
 from nezha_ds.model.config import NezhaConfig
 from nezha_ds.model.hf import WEIGHTS, current_names, hf_name, save_folder
-from nezha_ds.train.checkpoint import MANIFEST, Contents, FileEntry, State, gather_weights
+from nezha_ds.train.checkpoint import MANIFEST, Contents, FileEntry, State
 from nezha_ds.train.engine import Engine
 from nezha_ds.train.ranks import Ranks
+from nezha_ds.train.snapshot import gather_weights
 
 if TYPE_CHECKING:
     from nezha_ds.train.guard import Attempt

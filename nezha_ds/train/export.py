@@ -8,7 +8,7 @@ from nezha_ds.errors import CheckpointError, LaunchError
 from nezha_ds.files import make_folder, unwritable
 from nezha_ds.model.sound import refuse_unsound
 from nezha_ds.model.weights import read_weights
-from nezha_ds.train.checkpoint import MANIFEST, STATE, newest_sound
+from nezha_ds.train.checkpoint import MOMENTS, STATE, newest_sound, read_contents
 from nezha_ds.train.folder import CHECKPOINTS
 from nezha_ds.train.ranks import Ranks
 from nezha_ds.world import World
@@ -33,7 +33,10 @@ def export(run: Path, out: Path) -> Path:
     temporary = out.with_name(f".{out.name}.tmp")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
-        shutil.copytree(checkpoint, temporary, ignore=shutil.ignore_patterns("moments-*", STATE, MANIFEST))
+        temporary.mkdir()
+        for name in read_contents(checkpoint).files:
+            if name != STATE and not name.startswith(MOMENTS):
+                shutil.copy2(checkpoint / name, temporary / name)
         refuse_unsound(read_weights(temporary), checkpoint)
         temporary.replace(out)
     except CheckpointError:

@@ -25,10 +25,11 @@ from nezha_ds.errors import CheckpointError
 from nezha_ds.model.config import NezhaConfig
 from nezha_ds.model.hf import HEADS, hf_name
 from nezha_ds.model.positions import KINDS
-from nezha_ds.train.checkpoint import STATE, Parent, State, damage, newest_sound, read_state, restore
+from nezha_ds.train.checkpoint import STATE, Parent, State, damage, newest_sound, read_state
 from nezha_ds.train.engine import Engine
 from nezha_ds.train.folder import CHECKPOINTS
 from nezha_ds.train.ranks import Ranks
+from nezha_ds.train.restore import restore_together
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ def begin_from(origin: Path, engine: Engine, fresh: State, files: Mapping[str, b
     heads = frozenset(name for name, _ in engine.module.named_parameters() if _HEAD.match(hf_name(name)))
     updates = state.counters["updates"]
     begun = state.model_copy(update={"step": 0, "counters": engine.counters() | {"updates": updates}})
-    lacking = restore(folder, engine, begun, may_lack=heads)
+    lacking = restore_together(folder, engine, begun, ranks, may_lack=heads)
     parent = Parent(run=str(origin.resolve()), checkpoint=folder.name, step=state.step, samples=state.samples)
     log.info("beginning from %s: weights, moments and %d updates are kept, step and schedule restart", folder, updates)
     if lacking:

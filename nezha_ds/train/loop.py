@@ -25,6 +25,7 @@ from nezha_ds.train.meter import LossMeter, prediction_shares
 from nezha_ds.train.preempt import StopFlag
 from nezha_ds.train.ranks import Ranks
 from nezha_ds.train.recipe import TrainSettings
+from nezha_ds.train.saver import Saver
 from nezha_ds.train.watchdog import Watchdog
 
 
@@ -44,8 +45,8 @@ class Job:
     guard: Guard
     """Looks at a step's losses and gradients before they are applied."""
     watchdog: Watchdog
-    save: Callable[[int], None]
-    """Writes the checkpoint of a step; collective."""
+    save: Saver
+    """Called with a step it begins that step's checkpoint; collective."""
     sample_flops: int
     """What a sample costs forward and backward."""
     interval: Interval = field(default_factory=Interval)
@@ -59,7 +60,7 @@ class Job:
 
 
 def fit(job: Job, step: int) -> bool:
-    """Train from `step` on to `settings.steps`. False when a signal stopped the run before; all is saved either way."""
+    """Train from `step` on to `settings.steps`. False when a signal stopped the run before; its last save has begun."""
     settings, interval = job.settings, job.interval
     meter = LossMeter(job.objective)
     job.engine.module.train()
@@ -70,6 +71,7 @@ def fit(job: Job, step: int) -> bool:
             with interval.step():
                 train_step(job, step, meter)
             step += 1
+            job.save.poll()
             last = step == settings.steps
             stopping = _stopping(job, step)
             if step % settings.log_every == 0 or last or stopping:

@@ -5,19 +5,20 @@ wait for the device. One round costs 0.1 ms on a node.
 """
 
 import traceback
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from nezha_ds.errors import LostRankError
+from nezha_ds.errors import LostRankError, NezhaError
 from nezha_ds.world import World
 
 OURS = Path(__file__).parents[1]
+T = TypeVar("T")
 
 
 class Ranks:
@@ -53,6 +54,19 @@ class Ranks:
         values: list[Any] = [None] * self.world.world_size
         dist.all_gather_object(values, value, self._group)
         return values
+
+    def on_main(self, action: Callable[[], T]) -> T:
+        """What an action of rank 0 alone returns, on every rank; an error of ours is raised on every rank too."""
+        outcome: tuple[Any, NezhaError | None] = (None, None)
+        if self.world.is_main:
+            try:
+                outcome = (action(), None)
+            except NezhaError as error:
+                outcome = (None, error)
+        result, error = self.gather(outcome)[0]
+        if error is not None:
+            raise error
+        return result
 
 
 @contextmanager

@@ -31,6 +31,13 @@ class TrainSettings(Settings):
     skip_spikes: float = Field(default=0.0, ge=0)
     """So many robust deviations above the median of the last 128 steps a loss is a spike, and the step's update is left
     out; 0: none is left out, and those above 6 are counted."""
+    keep_every: int = Field(default=0, ge=0)
+    """Checkpoints at multiples of so many steps are kept for ever; 0: none is."""
+    async_save: bool = True
+    """Write checkpoints while training goes on. A step waits only for the copy to the host's memory, which until all is
+    written holds 8 bytes a parameter divided by the ranks, and on rank 0 another 4 bytes for every parameter."""
+    save_seconds: float = Field(default=1800.0, ge=0)
+    """Limit of a save, from its copy until it is committed: then the run ends with exit code 79; 0: none."""
     checkpoint_activations: int = Field(default=0, ge=0)
     """Blocks, from the first on, that compute their inside again in backward instead of keeping it: memory for time."""
     compile: bool = False
@@ -54,6 +61,9 @@ class RunSettings(Settings):
     init_from: Path | None = None
     """Another run's folder, or a checkpoint: this run begins from its weights and moments, with step and schedule anew;
     once it has a checkpoint of its own, it goes on from there."""
+    copy_to: str = ""
+    """A URI of this run's own, such as "s3://bucket/runs/first": it gets a copy of every checkpoint, and the run goes
+    on from there when its folder has none. Nothing is ever removed there."""
     prepare: tuple[str, ...] = ()
     """Text to prepare into data.shards when that folder is not there yet; "embedded" is the shipped corpus."""
 

@@ -16,7 +16,6 @@ command on the same folder goes on where it was; a finished run is left alone.
 import logging
 import shutil
 import time
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -28,16 +27,17 @@ from nezha_ds.model.flops import step_flops
 from nezha_ds.model.heads import NezhaForPreTraining
 from nezha_ds.model.positions import KINDS
 from nezha_ds.objectives import ObjectiveSettings
-from nezha_ds.observe.events import Observer, Save, Start
+from nezha_ds.observe.events import Event, Observer, Start
 from nezha_ds.observe.exporter import open_exporter
 from nezha_ds.observe.journal import METRICS_FILE, MetricsFile
 from nezha_ds.observe.log import Console
 from nezha_ds.observe.report import to_text
 from nezha_ds.train.attempts import attempt
-from nezha_ds.train.checkpoint import State, check_belongs, newest_sound, prune, read_state, restore, save
+from nezha_ds.train.checkpoint import State, agree, check_belongs, read_state
+from nezha_ds.train.copies import check_uri, find_anywhere, open_copier
 from nezha_ds.train.ds_config import DeepSpeedConfig
 from nezha_ds.train.engine import Engine, describe_accelerator, join_ranks, leave_ranks
-from nezha_ds.train.folder import CHECKPOINTS, DUMPS, conclude, open_folder
+from nezha_ds.train.folder import CHECKPOINTS, DS_CONFIG, DUMPS, ENVIRONMENT, RECIPE, conclude, open_folder
 from nezha_ds.train.guard import Guard, is_sound
 from nezha_ds.train.initial import begin_from, check_parent
 from nezha_ds.train.loop import Job, fit
@@ -45,6 +45,8 @@ from nezha_ds.train.precision import settle_precision
 from nezha_ds.train.preempt import StopFlag
 from nezha_ds.train.ranks import Ranks, telling_of_lost_ranks
 from nezha_ds.train.recipe import Recipe, TrainSettings
+from nezha_ds.train.restore import restore_together
+from nezha_ds.train.saver import Saver
 from nezha_ds.train.source import Source, check_source, open_source, prepare_if_missing
 from nezha_ds.train.watchdog import Watchdog
 from nezha_ds.world import World, variable
@@ -110,6 +112,7 @@ def speed_up(model: NezhaForPreTraining, settings: TrainSettings) -> None:
 
 def _check(recipe: Recipe) -> None:
     """What can be seen to be wrong before ranks meet and a device is touched."""
+    check_uri(recipe.run.copy_to)
     _check_model(recipe)
     _check_objective(recipe.objective, recipe.data, recipe.masking)
     if recipe.run.prepare and recipe.data.mixture:
@@ -175,12 +178,13 @@ def _train(recipe: Recipe, ds_config: DeepSpeedConfig, ranks: Ranks, stop: StopF
     if world.is_main:
         open_folder(recipe, ds_config, sum(parameter.numel() for parameter in model.parameters()), world)
     engine = Engine(model, ds_config, recipe.train.steps, world)
-    own, fresh = newest_sound(folder / CHECKPOINTS, ranks), State.fresh(recipe, ds_config, config, source.fingerprint)
-    begins = recipe.run.init_from if own is None else None
+    fresh = State.fresh(recipe, ds_config, config, source.fingerprint)
+    found = agree(folder / CHECKPOINTS, ranks, lambda: find_anywhere(folder / CHECKPOINTS, recipe.run.copy_to))
+    begins = recipe.run.init_from if found.folder is None else None
     if begins:
         state = begin_from(begins, engine, fresh, source.tokenizer_files(config.max_position_embeddings), ranks)
     else:
-        state = _resume(own, engine, fresh, recipe, ranks)
+        state = _resume(found.folder, engine, fresh, recipe, ranks)
     if state.step >= recipe.train.steps:
         log.info("%s is done: step %d of %d; raise train.steps to go on", folder, state.step, recipe.train.steps)
         return Exit.DONE
@@ -197,12 +201,12 @@ def _train(recipe: Recipe, ds_config: DeepSpeedConfig, ranks: Ranks, stop: StopF
         stop=stop,
         guard=guard,
         watchdog=Watchdog(recipe.train.step_seconds, world),
-        save=_saver(folder / CHECKPOINTS, engine, ranks, state, source, observers, guard),
+        save=_saver(engine, ranks, state, source, observers, guard),
         sample_flops=_sample_flops(recipe, config),
     )
     try:
-        job.tell(_start_event(recipe, ds_config, state, world, job.batches.sources))
-        with job.batches:
+        job.tell(_start_event(recipe, ds_config, state, world, job.batches.sources, len(found.passed_over)))
+        with job.batches, job.save:
             if begins:
                 job.save(0)
             finished = fit(job, state.step)
@@ -224,7 +228,7 @@ def _resume(folder: Path | None, engine: Engine, fresh: State, recipe: Recipe, r
     state = read_state(folder)
     check_parent(state, recipe.run.init_from, recipe.run.folder)
     check_belongs(state, fresh, engine.config.batch.samples_before(state.step))
-    restore(folder, engine, state)
+    restore_together(folder, engine, state, ranks)
     if not is_sound(engine, ranks):
         raise CheckpointError(
             f"{folder} holds weights or moments that are NaN or infinite; remove it to go on from the one before"
@@ -235,33 +239,40 @@ def _resume(folder: Path | None, engine: Engine, fresh: State, recipe: Recipe, r
 
 
 def _saver(
-    root: Path, engine: Engine, ranks: Ranks, state: State, source: Source, observers: list[Observer], guard: Guard
-) -> Callable[[int], None]:
-    """What writes the checkpoint of a step, tells the observers how it went, and removes old ones."""
-    files = source.tokenizer_files(state.model.max_position_embeddings)
+    engine: Engine, ranks: Ranks, state: State, source: Source, observers: list[Observer], guard: Guard
+) -> Saver:
+    """What writes the checkpoints of this attempt, and tells the observers how it went."""
+    run, train = source.recipe.run, source.recipe.train
 
-    def save_step(step: int) -> None:
+    def state_at(step: int) -> State:
         if not is_sound(engine, ranks):
             raise DivergedError(
                 f"step {step} made weights or moments that are NaN or infinite, and is not saved; go on from the "
                 "checkpoint before with a lower learning rate"
             )
-        started, ok = time.perf_counter(), False
-        samples = engine.config.batch.samples_before(step)
-        try:
-            now = state.model_copy(
-                update={"step": step, "samples": samples, "counters": engine.counters() | {"losses": guard.losses}}
-            )
-            save(root, engine, now, files, ranks)
-            ok = True
-        finally:
-            event = Save(time=time.time(), step=step, ok=ok, seconds=time.perf_counter() - started)
-            for observer in observers:
-                observer.update(event)
-        if ranks.world.is_main:
-            prune(root, source.recipe.train.keep_last)
+        samples, counters = engine.config.batch.samples_before(step), engine.counters() | {"losses": guard.losses}
+        return state.model_copy(update={"step": step, "samples": samples, "counters": counters})
 
-    return save_step
+    def tell(event: Event) -> None:
+        for observer in observers:
+            observer.update(event)
+
+    return Saver(
+        root=run.folder / CHECKPOINTS,
+        engine=engine,
+        ranks=ranks,
+        settings=train,
+        state_at=state_at,
+        files=source.tokenizer_files(state.model.max_position_embeddings),
+        tell=tell,
+        copier=open_copier(
+            run.copy_to,
+            [run.folder / name for name in (RECIPE, DS_CONFIG, ENVIRONMENT)],
+            train.keep_every,
+            fresh=state.step == 0,
+            ranks=ranks,
+        ),
+    )
 
 
 def _observers(recipe: Recipe, world: World) -> list[Observer]:
@@ -279,7 +290,7 @@ def _sample_flops(recipe: Recipe, config: NezhaConfig) -> int:
 
 
 def _start_event(
-    recipe: Recipe, ds_config: DeepSpeedConfig, state: State, world: World, sources: tuple[str, ...]
+    recipe: Recipe, ds_config: DeepSpeedConfig, state: State, world: World, sources: tuple[str, ...], passed_over: int
 ) -> Start:
     return Start(
         time=time.time(),
@@ -296,4 +307,5 @@ def _start_event(
         torch=version("torch"),
         job_id=variable("SLURM_JOB_ID"),
         parent=f"{state.parent.run} {state.parent.checkpoint}" if state.parent else "",
+        passed_over=passed_over,
     )

@@ -4,7 +4,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from nezha_ds.observe.events import Evaluation, Record, Save, Start, Trouble
+from nezha_ds.observe.events import Copy, Evaluation, Record, Save, Snapshot, Start, Trouble
 from nezha_ds.observe.metrics import OBJECTIVES, PHASES
 
 
@@ -69,13 +69,28 @@ def evaluation(step: int = 10, loss: float = 6.0, **changes: Any) -> Evaluation:
 
 
 def save(step: int = 10, **changes: Any) -> Save:
-    fields: dict[str, Any] = {"time": 3000.0, "step": step, "ok": True, "seconds": 0.7}
+    fields: dict[str, Any] = {
+        "time": 3000.0,
+        "step": step,
+        "ok": True,
+        "seconds": 0.7,
+        "bytes": 1_200_000_000,
+        "free_bytes": 10**12,
+    }
     return Save(**{**fields, **changes})
 
 
 def trouble(step: int = 10, **changes: Any) -> Trouble:
     fields: dict[str, Any] = {"time": 1500.0, "step": step, "what": "spike", "value": 9.0, "limit": 7.5}
     return Trouble(**{**fields, **changes})
+
+
+def snapshot(step: int = 10, **changes: Any) -> Snapshot:
+    return Snapshot(**{"time": 2999.0, "step": step, "seconds": 0.2, **changes})
+
+
+def copy(step: int = 10, **changes: Any) -> Copy:
+    return Copy(**{"time": 3001.0, "step": step, "ok": True, "seconds": 5.0, "bytes": 1_200_000_000, **changes})
 
 
 # What a run that goes wrong may report: losses that exploded, intervals without a step.
@@ -100,6 +115,8 @@ events = st.one_of(
     records,
     st.builds(start, step=st.integers(0, 100), run=st.text(), job_id=st.text()),
     st.builds(evaluation, step=st.integers(0, 100), loss=numbers, split=st.text(min_size=1)),
-    st.builds(save, step=st.integers(0, 100), ok=st.booleans()),
+    st.builds(save, step=st.integers(0, 100), ok=st.booleans(), free_bytes=st.none() | counts),
+    st.builds(snapshot, step=st.integers(0, 100)),
+    st.builds(copy, step=st.integers(0, 100), ok=st.booleans()),
     st.builds(trouble, what=st.sampled_from(["spike", "loss", "gradient"]), value=numbers, skipped=st.booleans()),
 )

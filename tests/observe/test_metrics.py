@@ -5,7 +5,9 @@ from hypothesis import given
 from pydantic import ValidationError
 
 from nezha_ds.observe.metrics import BY_NAME, TABLE, values_of
-from tests.observe.samples import evaluation, events, record, save, start, trouble
+from tests.observe.samples import copy, evaluation, events, record, save, snapshot, start, trouble
+
+EVERY = (start(), record(), evaluation(), snapshot(), save(), copy(), trouble())
 
 
 @given(events)
@@ -17,7 +19,7 @@ def test_an_event_speaks_only_of_what_the_table_lists(event):
 
 
 def test_every_metric_of_the_table_is_fed_by_some_event():
-    fed = {value.name for event in (start(), record(), evaluation(), save(), trouble()) for value in values_of(event)}
+    fed = {value.name for event in EVERY for value in values_of(event)}
     assert fed == set(BY_NAME)
 
 
@@ -45,8 +47,12 @@ def test_what_does_not_exist_is_not_reported_as_zero():
     assert not names & {"nezha_train_grad_norm", "nezha_train_loss_scale"}
     unknown = {value.name for value in values_of(record(peak_flops=None))}
     assert "nezha_train_model_flops_utilization_ratio" not in unknown
-    failed = {value.name for value in values_of(save(ok=False))}
-    assert failed == {"nezha_checkpoint_saves_total"}
+    failed = {value.name for value in values_of(save(ok=False, free_bytes=None))}
+    assert failed == {
+        "nezha_checkpoint_saves_total",
+        "nezha_checkpoint_pending",
+        "nezha_checkpoint_verify_failures_total",
+    }
 
 
 def test_derived_ratios():

@@ -3,6 +3,7 @@
 import json
 import shutil
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,9 +16,19 @@ from safetensors.torch import load_file
 from nezha_ds.errors import CheckpointError
 from nezha_ds.model.heads import NezhaForPreTraining
 from nezha_ds.model.hf import WEIGHTS, hf_name, save_folder
-from nezha_ds.train import checkpoint
-from nezha_ds.train.checkpoint import MANIFEST, STATE, check_belongs, damage, newest_sound, prune, read_state
+from nezha_ds.train.checkpoint import (
+    MANIFEST,
+    STATE,
+    Contents,
+    check_belongs,
+    damage,
+    newest_sound,
+    prune,
+    read_state,
+    remove_leftovers,
+)
 from nezha_ds.train.ranks import Ranks
+from nezha_ds.train.restore import fill, index_moments, restore
 from nezha_ds.world import World
 from tests.train import checkpoints
 
@@ -44,14 +55,14 @@ def test_any_ranks_put_together_what_any_other_ranks_wrote(cutting):
     total = sum(tensors.values())
     numbers = dict(zip(tensors, torch.arange(1.0, total + 1).split(list(tensors.values())), strict=True))
     values = {"exp_avg": numbers, "exp_avg_sq": {name: -part for name, part in numbers.items()}}
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, ExitStack() as files:
         folder = Path(name)
         checkpoints.write_moments(folder, checkpoints.cut(tensors, old), values)
-        stored = checkpoint._index_moments(folder)
+        stored = index_moments(folder, tensors, files)
         for piece in (piece for rank in checkpoints.cut(tensors, new) for piece in rank):
             for key in checkpoints.KEYS:
                 tensor = torch.zeros(piece.numel)
-                checkpoint._fill(tensor, piece, stored[f"{key}/{piece.name}"], key)
+                fill(tensor, piece, stored[f"{key}/{piece.name}"], key)
                 assert torch.equal(tensor, values[key][piece.name][piece.offset : piece.offset + piece.numel])
 
 
@@ -64,12 +75,12 @@ def test_a_rank_that_is_missing_is_noticed(cutting, data):
     values = {key: {name: torch.ones(size) for name, size in tensors.items()} for key in checkpoints.KEYS}
     piece = ranks[lost][0]
     whole = next(one for rank in checkpoints.cut(tensors, []) for one in rank if one.name == piece.name)
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, ExitStack() as files:
         folder = Path(name)
         checkpoints.write_moments(folder, [*ranks[:lost], [], *ranks[lost + 1 :]], values)
-        stored = checkpoint._index_moments(folder).get(f"exp_avg/{piece.name}", [])
+        stored = index_moments(folder, tensors, files).get(f"exp_avg/{piece.name}", [])
         with pytest.raises(CheckpointError, match=rf"of {whole.numel:,} values of exp_avg of {piece.name}.*new run"):
-            checkpoint._fill(torch.zeros(whole.numel), whole, stored, "exp_avg")
+            fill(torch.zeros(whole.numel), whole, stored, "exp_avg")
 
 
 def test_weights_under_berts_names_come_back_to_the_model(tmp_path):
@@ -86,7 +97,8 @@ def test_weights_under_berts_names_come_back_to_the_model(tmp_path):
         slices=[],
         restore_counters=lambda counters, step: None,
     )
-    checkpoint.restore(tmp_path, engine, checkpoints.state(4, model.config))  # type: ignore[arg-type]
+    (tmp_path / MANIFEST).write_text(Contents(files={}).model_dump_json())
+    restore(tmp_path, engine, checkpoints.state(4, model.config))  # type: ignore[arg-type]
     assert found.keys() == weights.keys()
     assert all(torch.equal(found[name], weight) for name, weight in weights.items())
 
@@ -185,16 +197,42 @@ def test_half_written_and_half_removed_folders_are_not_checkpoints(root):
 # --------------------------------------------------------------------------------------------------------- what is kept
 
 
-@pytest.mark.parametrize(("keep", "left"), [(1, [12]), (2, [8, 12]), (3, [4, 8, 12]), (9, [4, 8, 12])])
-def test_the_newest_are_kept(root, keep, left):
-    prune(root, keep)
-    assert sorted(path.name for path in root.iterdir()) == [f"step-{step:08}" for step in left]
+STEPS = (4, 8, 12, 16, 20)
 
 
-def test_nothing_goes_while_the_newest_is_damaged(root):
-    checkpoints.flip_a_bit(root / "step-00000012" / "config.json")
-    prune(root, 1)
-    assert len(list(root.iterdir())) == 3
+@pytest.mark.parametrize(
+    ("keep_last", "keep_every", "left"),
+    [
+        (1, 0, [20]),
+        (2, 0, [16, 20]),
+        (9, 0, [4, 8, 12, 16, 20]),
+        (1, 8, [8, 16, 20]),
+        (2, 12, [12, 16, 20]),
+        (1, 7, [20]),
+        (1, 1, [4, 8, 12, 16, 20]),
+    ],
+)
+def test_the_newest_are_kept_and_milestones_for_ever(tmp_path, keep_last, keep_every, left):
+    for step in STEPS:
+        (tmp_path / f"step-{step:08}").mkdir()
+    prune(tmp_path / "step-00000020", keep_last, keep_every)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"step-{step:08}" for step in left]
+
+
+def test_nothing_goes_that_is_newer_or_in_use(tmp_path):
+    """A damaged one beyond where the run went on from is neither counted nor removed, and a copy is let end."""
+    for step in STEPS:
+        (tmp_path / f"step-{step:08}").mkdir()
+    prune(tmp_path / "step-00000012", 1, in_use={tmp_path / "step-00000004"})
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"step-{step:08}" for step in (4, 12, 16, 20)]
+
+
+def test_leftovers_of_an_attempt_are_removed_links_too(root, tmp_path):
+    (root / "step-00000012").rename(root / ".step-00000012.tmp")
+    (root / ".step-00000008.old").symlink_to(root / "step-00000004")
+    remove_leftovers(root)
+    assert sorted(path.name for path in root.iterdir()) == ["step-00000004", "step-00000008"]
+    assert damage(root / "step-00000004") == ""
 
 
 # --------------------------------------------------------------------------------------------------------- what belongs

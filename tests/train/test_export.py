@@ -80,7 +80,7 @@ def test_nothing_is_left_of_an_export_that_fails(run, tmp_path, monkeypatch):
         (target / "half").touch()
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module.shutil, "copytree", full)
+    monkeypatch.setattr(module.shutil, "copy2", full)
     with pytest.raises(LaunchError, match="No space left on device"):
         export(run, tmp_path / "model")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
@@ -97,8 +97,8 @@ def test_a_run_that_has_diverged_is_not_exported(run, tmp_path):
     weights = safetensors.torch.load_file(step / "model.safetensors")
     weights["cls.predictions.bias"][7] = float("nan")
     safetensors.torch.save_file(weights, step / "model.safetensors")
-    (step / "manifest.json").unlink()
-    checkpoints.checkpoint._commit(step, step.with_name("step-00000012"))  # it verifies: it was written so
+    checkpoints.sign(step)
+    step.rename(step.with_name("step-00000012"))  # it verifies: it was written so
     with pytest.raises(CheckpointError, match=r"step-00000012: cls\.predictions\.bias has 1 numbers that are NaN"):
         export(run, tmp_path / "model")
     assert not [path for path in tmp_path.iterdir() if "model" in path.name]

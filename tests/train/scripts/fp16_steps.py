@@ -20,10 +20,10 @@ from nezha_ds.errors import DivergedError
 from nezha_ds.model.config import preset
 from nezha_ds.model.heads import NezhaForPreTraining
 from nezha_ds.objectives import ObjectiveSettings, pretraining_losses
-from nezha_ds.train.checkpoint import gather_weights
 from nezha_ds.train.ds_config import DeepSpeedConfig, load_ds_config
 from nezha_ds.train.engine import Engine, claim_fp16, join_ranks, leave_ranks
 from nezha_ds.train.run import freeze_unused
+from nezha_ds.train.snapshot import gather_weights
 from nezha_ds.world import World, find_world
 
 OBJECTIVES = ObjectiveSettings()

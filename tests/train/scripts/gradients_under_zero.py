@@ -15,10 +15,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nezha_ds.objectives import ObjectiveSettings, pretraining_losses
-from nezha_ds.train.checkpoint import gather_weights
 from nezha_ds.train.ds_config import load_ds_config
 from nezha_ds.train.engine import Engine, join_ranks, leave_ranks
 from nezha_ds.train.gradients import squared_norm
+from nezha_ds.train.snapshot import gather_weights
 from nezha_ds.world import find_world
 from tests.train.scripts.lamb_under_zero import GLOBAL_BATCH, MICRO_BATCH, batch, model
 

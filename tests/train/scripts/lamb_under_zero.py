@@ -16,10 +16,10 @@ from nezha_ds.model.heads import NezhaForPreTraining
 from nezha_ds.objectives import ObjectiveSettings, pretraining_losses
 from nezha_ds.optim.groups import parameter_groups
 from nezha_ds.optim.lamb import Lamb, LambSettings, whole_tensors
-from nezha_ds.train.checkpoint import gather_weights
 from nezha_ds.train.ds_config import load_ds_config
 from nezha_ds.train.engine import Engine, join_ranks, leave_ranks
 from nezha_ds.train.run import freeze_unused
+from nezha_ds.train.snapshot import gather_weights
 from nezha_ds.world import find_world
 
 STEPS, GLOBAL_BATCH, MICRO_BATCH = 10, 16, 4

@@ -22,7 +22,7 @@ PLACES = {
     "planning": ("nezha_ds.train.source", "load_plan"),
     "a step": ("nezha_ds.train.loop", "train_step"),
     "evaluating": ("nezha_ds.train.evaluate", "pretraining_losses"),
-    "saving": ("nezha_ds.train.checkpoint", "gather_weights"),
+    "saving": ("nezha_ds.train.snapshot", "gather_weights"),
 }
 
 

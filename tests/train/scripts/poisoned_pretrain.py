@@ -19,9 +19,9 @@ import torch
 from nezha_ds.cli import main
 from nezha_ds.objectives import Losses
 from nezha_ds.train import evaluate, loop
-from nezha_ds.train.checkpoint import gather_weights
 from nezha_ds.train.loop import Job
 from nezha_ds.train.meter import LossMeter
+from nezha_ds.train.snapshot import gather_weights
 
 BY_STEP = {int(step): what for what, step in (one.split(":") for one in os.environ["POISON"].split(",") if one)}
 SPOILT = "encoder.blocks.1.widen.weight"
