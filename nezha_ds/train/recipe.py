@@ -28,6 +28,8 @@ class TrainSettings(Settings):
     """Steps between checkpoints; there is always one at the end."""
     keep_last: int = Field(default=2, ge=1)
     """Checkpoints that are kept; an older one goes only when a newer one has been verified."""
+    ledger: bool = False
+    """Note the samples of every step in FOLDER/ledger, the proof that none was lost or repeated: 8 bytes a sample."""
     checkpoint_activations: int = Field(default=0, ge=0)
     """Blocks, from the first on, that compute their inside again in backward instead of keeping it: memory for time."""
     compile: bool = False

@@ -5,6 +5,7 @@
       environment.json             versions, code revision, world, command
       metrics.jsonl                every event, always
       checkpoints/step-…           see checkpoint.py
+      ledger/attempt-…             which samples went into which step, where `train.ledger` asks for it
       summary.json                 what the run came to
 
 What can be checked without a device is checked before ranks meet: the recipe, the JSON, the text, the shards. The same
@@ -35,6 +36,7 @@ from nezha_ds.train.checkpoint import State, check_belongs, newest_sound, prune,
 from nezha_ds.train.ds_config import DeepSpeedConfig
 from nezha_ds.train.engine import Engine, describe_accelerator, join_ranks, leave_ranks
 from nezha_ds.train.folder import CHECKPOINTS, conclude, open_folder
+from nezha_ds.train.ledger import LEDGER, Ledger, open_ledger
 from nezha_ds.train.loop import Job, fit
 from nezha_ds.train.preempt import StopFlag
 from nezha_ds.train.ranks import Ranks
@@ -168,14 +170,15 @@ def _train(recipe: Recipe, ds_config: DeepSpeedConfig, ranks: Ranks, stop: StopF
         stop=stop,
         save=_saver(folder / CHECKPOINTS, engine, ranks, state, source, observers),
         sample_flops=_sample_flops(recipe, config),
+        ledger=open_ledger(folder / LEDGER, state.step, ranks) if recipe.train.ledger else Ledger(),
     )
     try:
         job.tell(_start_event(recipe, ds_config, state.step, world, job.batches.sources))
         with job.batches:
             finished = fit(job, state.step)
     finally:
-        for observer in observers:
-            observer.close()
+        for one in (*observers, job.ledger):
+            one.close()
     if world.is_main:
         log.info("%s", to_text(conclude(folder)))
     if not finished:
