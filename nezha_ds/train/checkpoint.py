@@ -33,7 +33,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nezha_ds.config import Settings
-from nezha_ds.errors import CheckpointError
+from nezha_ds.errors import CheckpointError, LaunchError
 from nezha_ds.files import make_folder, sha256_of, sync_folder, unwritable, write_atomically
 from nezha_ds.model.config import NezhaConfig
 from nezha_ds.model.hf import HEADS, WEIGHTS, current_names, hf_name, save_folder
@@ -203,7 +203,7 @@ def _on_main(ranks: Ranks, action: Any) -> str:
 def _attempt(action: Any) -> str:
     try:
         action()
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, LaunchError) as error:
         return getattr(error, "strerror", None) or str(error)
     return ""
 
