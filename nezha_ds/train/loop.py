@@ -21,6 +21,7 @@ from nezha_ds.observe.meters import Interval
 from nezha_ds.train.engine import Engine
 from nezha_ds.train.evaluate import evaluate
 from nezha_ds.train.guard import Attempt, Guard
+from nezha_ds.train.ledger import Ledger
 from nezha_ds.train.meter import LossMeter, prediction_shares
 from nezha_ds.train.preempt import StopFlag
 from nezha_ds.train.ranks import Ranks
@@ -49,6 +50,8 @@ class Job:
     """Called with a step it begins that step's checkpoint; collective."""
     sample_flops: int
     """What a sample costs forward and backward."""
+    ledger: Ledger = field(default_factory=Ledger)
+    """Notes the samples of each step; nothing unless `train.ledger` is set."""
     interval: Interval = field(default_factory=Interval)
     stopping: bool = False
     """Whether the ranks have agreed to stop."""
@@ -96,6 +99,7 @@ def train_step(job: Job, step: int, meter: LossMeter) -> None:
     torch.manual_seed(dropout_seed(job.settings.seed, step, engine.world.rank))
     with interval.time("data_wait"):
         batches = [next(job.batches) for _ in range(engine.config.batch.accumulation_at(step))]
+    job.ledger.note(step, batches)
     shares = prediction_shares(batches, job.objective, job.ranks)
     totals: list[Tensor] = []
     for batch, share in zip(batches, shares, strict=True):

@@ -38,6 +38,8 @@ class TrainSettings(Settings):
     written holds 8 bytes a parameter divided by the ranks, and on rank 0 another 4 bytes for every parameter."""
     save_seconds: float = Field(default=1800.0, ge=0)
     """Limit of a save, from its copy until it is committed: then the run ends with exit code 79; 0: none."""
+    ledger: bool = False
+    """Note the samples of every step in FOLDER/ledger, the proof that none was lost or repeated: 8 bytes a sample."""
     checkpoint_activations: int = Field(default=0, ge=0)
     """Blocks, from the first on, that compute their inside again in backward instead of keeping it: memory for time."""
     compile: bool = False

@@ -7,6 +7,7 @@
       attempts.jsonl               where each start began and how it ended, see attempts.py
       checkpoints/step-…           see checkpoint.py
       dumps/step-…                 a step that went wrong, see dump.py
+      ledger/attempt-…             which samples went into which step, where `train.ledger` asks for it
       summary.json                 what the run came to
 
 What can be checked without a device is checked before ranks meet: the recipe, the JSON, the text, the shards. The same
@@ -40,6 +41,7 @@ from nezha_ds.train.engine import Engine, describe_accelerator, join_ranks, leav
 from nezha_ds.train.folder import CHECKPOINTS, DS_CONFIG, DUMPS, ENVIRONMENT, RECIPE, conclude, open_folder
 from nezha_ds.train.guard import Guard, is_sound
 from nezha_ds.train.initial import begin_from, check_parent
+from nezha_ds.train.ledger import LEDGER, Ledger, open_ledger
 from nezha_ds.train.loop import Job, fit
 from nezha_ds.train.precision import settle_precision
 from nezha_ds.train.preempt import StopFlag
@@ -203,6 +205,7 @@ def _train(recipe: Recipe, ds_config: DeepSpeedConfig, ranks: Ranks, stop: StopF
         watchdog=Watchdog(recipe.train.step_seconds, world),
         save=_saver(engine, ranks, state, source, observers, guard),
         sample_flops=_sample_flops(recipe, config),
+        ledger=open_ledger(folder / LEDGER, state.step, ranks) if recipe.train.ledger else Ledger(),
     )
     try:
         job.tell(_start_event(recipe, ds_config, state, world, job.batches.sources, len(found.passed_over)))
@@ -211,9 +214,8 @@ def _train(recipe: Recipe, ds_config: DeepSpeedConfig, ranks: Ranks, stop: StopF
                 job.save(0)
             finished = fit(job, state.step)
     finally:
-        job.watchdog.close()
-        for observer in observers:
-            observer.close()
+        for one in (job.watchdog, *observers, job.ledger):
+            one.close()
     if world.is_main:
         log.info("%s", to_text(conclude(folder)))
     if not finished:

@@ -52,6 +52,7 @@ DEEPSPEED: dict[str, Any] = {
     "scheduler": {"type": "WarmupPolynomialLR", "params": {"warmup_steps": 3}},
     "zero_optimization": {"stage": 1},
 }
+BF16: dict[str, Any] = {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
 
 
 @dataclass

@@ -7,19 +7,11 @@ from pathlib import Path
 import pytest
 
 from nezha_ds.errors import Exit
+from nezha_ds.train.ledger import audit_run
 from tests.helpers import runs
+from tests.helpers.runs import BF16
 
 pytestmark = [pytest.mark.ranks, pytest.mark.usefixtures("warm")]
-
-BF16 = {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory, embedded, extensions):
-    """Twelve steps on two ranks in bf16 under ZeRO-1, dropout on, with checkpoints at 4, 8 and 12."""
-    run = runs.make(tmp_path_factory.mktemp("undisturbed"), embedded, **BF16)
-    run.finish(world_size=2)
-    return run
 
 
 @pytest.mark.timing
@@ -55,7 +47,8 @@ def test_a_signal_to_one_rank_saves_on_all(undisturbed, tmp_path, embedded, numb
 
 def test_another_world_size_and_stage_goes_on_from_it(undisturbed, tmp_path, embedded):
     """Two ranks under ZeRO-1, micro-batches of 4; then one under ZeRO-2 with 8: the same losses but for rounding."""
-    run = runs.make(tmp_path, embedded, "model.hidden_dropout_prob=0.0", "model.attention_probs_dropout_prob=0.0")
+    without_dropout = ("model.hidden_dropout_prob=0.0", "model.attention_probs_dropout_prob=0.0")
+    run = runs.make(tmp_path, embedded, *without_dropout, "train.ledger=true")
     run.finish(world_size=2)
     expected = run.losses()
     shutil.rmtree(run.checkpoint(12))
@@ -70,6 +63,8 @@ def test_another_world_size_and_stage_goes_on_from_it(undisturbed, tmp_path, emb
     assert [other.losses()[step] for step in range(9, 13)] == pytest.approx(
         [expected[step] for step in range(9, 13)], abs=2e-5
     )
+    proven = audit_run(run.folder, 12)
+    assert (proven.faults, proven.attempts, proven.repeated) == ((), 2, 4)
 
 
 def test_a_damaged_checkpoint_is_passed_over_aloud(undisturbed, tmp_path, embedded):
