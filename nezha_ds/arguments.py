@@ -273,7 +273,7 @@ def _add_replay(commands: Any) -> None:
         "Compute a step that ended a run again, in one process: losses, norms of gradients, and the first module with\n"
         "NaN or infinity, beside what the run found. Exit code 0 when it comes out the same, 1 when it does not.",
         "  nezha-ds replay build/demo/run/dumps/step-00000042\n"
-        "  nezha-ds replay runs/base/dumps/step-00031250 --device cpu   a GPU's dump on a laptop",
+        "  nezha-ds replay runs/base/dumps/step-00031250 --device cpu",
     )
     command.add_argument("dump", type=Path, metavar="DUMP", help="a folder in RUN/dumps")
     command.add_argument("--device", choices=("cpu", "cuda"), help="where (default: a GPU if there is one)")

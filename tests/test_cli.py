@@ -26,6 +26,7 @@ COMMANDS = (
     "bench-loader",
     "pretrain",
     "export",
+    "replay",
     "convert",
     "onnx",
     "fill-mask",

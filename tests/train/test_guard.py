@@ -17,7 +17,7 @@ from nezha_ds.files import sha256_of
 from nezha_ds.observe.events import Evaluation, Trouble
 from nezha_ds.train.checkpoint import MANIFEST, read_state
 from nezha_ds.train.dump import read_dump
-from nezha_ds.train.guard import FEWEST, WINDOW, Attempt, Guard, spike_limit
+from nezha_ds.train.guard import FEWEST, WINDOW, Attempt, Guard, is_sound, spike_limit
 from nezha_ds.train.ranks import Ranks
 from nezha_ds.train.replay import replay
 from nezha_ds.world import World
@@ -111,6 +111,20 @@ def test_gradients_of_fp16_are_the_loss_scalers_business():
     made, told = guard(precision="fp16", gradient=float("inf"))
     assert made.check(attempt(4.0))
     assert told == []
+
+
+@pytest.mark.parametrize("bad", [float("inf"), float("nan"), 3e38])
+@pytest.mark.parametrize("where", ["weights", *checkpoints.KEYS])
+def test_every_weight_and_moment_counts(where, bad):
+    """And no finite number, however large: 3e38 is one whose square leaves fp32."""
+    sizes = {"a": 5, "b": 3}
+    (slices,) = checkpoints.cut(sizes, [])
+    values = {key: {name: torch.ones(size) for name, size in sizes.items()} for key in checkpoints.KEYS}
+    engine = checkpoints.PretendedEngine(slices, World(), values)
+    assert is_sound(engine, Ranks(World()))  # type: ignore[arg-type]
+    tensor = slices[1].of(slices[1].owner) if where == "weights" else values[where]["b"]
+    tensor[2] = bad
+    assert is_sound(engine, Ranks(World())) == (bad == 3e38)  # type: ignore[arg-type]
 
 
 # ------------------------------------------------------------------------------------ where DeepSpeed has gradients
@@ -277,17 +291,16 @@ def test_a_state_with_nan_is_never_saved(spoilt):
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("file", ["model.safetensors", "moments-00000-of-00001.safetensors"])
-def test_a_checkpoint_of_infinite_numbers_is_refused(spoilt, tmp_path, embedded, file):
+def test_a_checkpoint_of_infinite_numbers_is_refused(spoilt, tmp_path, embedded):
     whole, _ = spoilt
     run = runs.make(tmp_path, embedded)
     shutil.copytree(whole.folder, run.folder)
-    path = run.checkpoint(4) / file
+    path = run.checkpoint(4) / "model.safetensors"
     tensors = load_file(path)
     next(iter(tensors.values())).view(-1)[0] = torch.inf
     save_file(tensors, path, metadata={"format": "pt"})
     contents = json.loads((path.parent / MANIFEST).read_text())
-    contents["files"][file] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+    contents["files"][path.name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
     (path.parent / MANIFEST).write_text(json.dumps(contents))
     done = run.attempt()
     assert done.returncode == Exit.REFUSED
