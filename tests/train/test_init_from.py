@@ -12,12 +12,19 @@ from safetensors.torch import load_file
 
 from nezha_ds.config import load
 from nezha_ds.errors import CheckpointError
+from nezha_ds.model.heads import NezhaForPreTraining
 from nezha_ds.model.hf import load_folder
 from nezha_ds.objectives import pretraining_losses
 from nezha_ds.observe.events import Record, Start
 from nezha_ds.train.checkpoint import read_state
 from nezha_ds.train.ds_config import load_ds_config
-from nezha_ds.train.initial import check_parent, find_checkpoint, refuse_other_model, refuse_other_vocabulary
+from nezha_ds.train.initial import (
+    begin_from,
+    check_parent,
+    find_checkpoint,
+    refuse_other_model,
+    refuse_other_vocabulary,
+)
 from nezha_ds.train.meter import LossMeter
 from nezha_ds.train.ranks import Ranks
 from nezha_ds.train.recipe import Recipe
@@ -182,6 +189,35 @@ def test_a_folder_without_a_checkpoint(tmp_path: Path) -> None:
             CheckpointError, match=r"has no checkpoint; name the run.folder of a run that has saved one"
         ):
             find_checkpoint(folder, ALONE)
+
+
+def test_a_head_that_the_weights_lack_begins_afresh(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Sentence order, where the first run had no such head; and the same samples again are told."""
+    config, plain = checkpoints.CONFIG.model_copy(update={"sentence_order": True}), checkpoints.state
+    monkeypatch.setattr(checkpoints, "state", lambda step: plain(step).model_copy(update={"counters": {"updates": 7}}))
+    folder = checkpoints.write_checkpoint(tmp_path / "checkpoints", 4)
+    model, found, counters = NezhaForPreTraining(config, seed=9), {}, {}
+    engine = SimpleNamespace(
+        module=model,
+        load_weights=found.update,
+        make_moments=lambda: None,
+        slices=[],
+        counters=lambda: {"updates": 0, "skipped_steps": 0, "schedule": {"done": 0}},
+        restore_counters=lambda told, step: counters.update(told, step=step),
+    )
+    caplog.set_level("INFO")
+    files = {"vocab.txt": (folder / "vocab.txt").read_bytes()}
+    begun = begin_from(tmp_path, engine, plain(0, config), files, ALONE)  # type: ignore[arg-type]
+    theirs, own = dict(load_folder(folder).named_parameters()), dict(model.named_parameters())
+    assert found.keys() == own.keys() == theirs.keys() | {"sop.weight", "sop.bias"}
+    assert all(torch.equal(found[name], theirs.get(name, own[name])) for name in own)
+    assert counters == {"updates": 7, "skipped_steps": 0, "schedule": {"done": 0}, "step": 0}
+    assert begun.parent is not None
+    assert (begun.parent.checkpoint, begun.parent.step, begun.step) == ("step-00000004", 4, 0)
+    assert f"heads that begin afresh, as {tmp_path} did not train them: sop" in caplog.text
+    assert "the same samples with the same masks again" in caplog.text
 
 
 FREE = {
