@@ -131,7 +131,10 @@ def check_accelerator(describe: "Callable[[], AcceleratorInfo] | None" = None) -
     if info.devices == 0:
         return Finding("accelerator", "failure", value, "make a device visible to this process")
     if not info.fp16:
-        return Finding("accelerator", "warning", value, "take a bf16 or fp32 JSON of ds_configs here, not an fp16 one")
+        cure = (
+            "take a bf16 or fp32 JSON of ds_configs here; an fp16 one runs slowly, for tests, with train.emulate_fp16"
+        )
+        return Finding("accelerator", "warning", value, cure)
     return Finding("accelerator", "ok", value)
 
 

@@ -31,6 +31,7 @@ from nezha_ds.optim.schedule import SCHEDULES, Schedule
 from nezha_ds.optim.slices import Slice
 from nezha_ds.train.ds_config import DeepSpeedConfig
 from nezha_ds.train.extensions import compiling_alone
+from nezha_ds.train.loss_scale import LossScale
 from nezha_ds.world import World, search_programs_in, set_rendezvous, threads_per_rank
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,11 @@ def describe_accelerator() -> AcceleratorInfo:
         fp16=bool(accelerator.is_fp16_supported()),
         bf16=bool(accelerator.is_bf16_supported()),
     )
+
+
+def claim_fp16() -> None:
+    """Let the accelerator say that it computes fp16, from here on in this process."""
+    _accelerator().is_fp16_supported = lambda: True
 
 
 def _accelerator() -> Any:
@@ -113,6 +119,7 @@ class Engine:
         if config.lamb:
             self._lamb = Lamb(groups, config.lamb)
         self._engine: Any = _initialize(model, self._lamb, groups, config)
+        self._loss_scale = LossScale(self._engine.optimizer) if config.precision == "fp16" else None
         self.slices = list(find_slices(self._engine))
         if self._lamb:
             self._lamb.bind(self.slices, self._tensors(), _sum_over_ranks if self.partitioned else None)
@@ -135,9 +142,14 @@ class Engine:
             self._engine.step()
 
     def step(self) -> bool:
-        """Update the weights after the last micro-batch of a step. False when an overflow in fp16 skipped it."""
+        """Update the weights after the last micro-batch of a step. False when an overflow in fp16 skipped it.
+
+        DivergedError, on all ranks and with nothing changed, for an overflow that the loss scale cannot answer.
+        """
         assert self._engine.is_gradient_accumulation_boundary()
         self._engine.step()
+        if self._loss_scale:
+            self._loss_scale.settle()
         return bool(self._engine.was_step_applied())
 
     # --------------------------------------------------------------------------------------------------- as numbers
@@ -160,7 +172,7 @@ class Engine:
     @property
     def loss_scale(self) -> float | None:
         """The loss scale in fp16, None otherwise."""
-        return float(self._engine.optimizer.cur_scale) if self.config.precision == "fp16" else None
+        return self._loss_scale.value if self._loss_scale else None
 
     @property
     def grad_norm(self) -> float | None:
@@ -212,7 +224,7 @@ class Engine:
             "updates": self._updates(),
             "skipped_steps": self.skipped_steps,
             "schedule": self._engine.lr_scheduler.state_dict() if self._engine.lr_scheduler else {},
-            "loss_scaler": _numbers(self._engine.optimizer.loss_scaler) if self.config.precision == "fp16" else {},
+            "loss_scaler": self._loss_scale.state() if self._loss_scale else {},
         }
 
     def restore_counters(self, counters: dict[str, Any], step: int) -> None:
@@ -223,8 +235,8 @@ class Engine:
         self._engine.skipped_steps = counters["skipped_steps"]
         if self._engine.lr_scheduler:
             self._engine.lr_scheduler.load_state_dict(counters["schedule"])
-        if self.config.precision == "fp16":
-            vars(self._engine.optimizer.loss_scaler).update(counters["loss_scaler"])
+        if self._loss_scale:
+            self._loss_scale.restore(counters["loss_scaler"])
         self._set_updates(counters["updates"])
 
     @torch.no_grad()
@@ -322,7 +334,3 @@ def _starts(tensors: list[Tensor]) -> list[int]:
 
 def _sum_over_ranks(tensor: Tensor) -> None:
     dist.all_reduce(tensor)
-
-
-def _numbers(scaler: Any) -> dict[str, float]:
-    return {key: value for key, value in vars(scaler).items() if isinstance(value, int | float)}

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 
 from nezha_ds.data.loader import Loader
+from nezha_ds.errors import DivergedError
 from nezha_ds.objectives import ObjectiveSettings, pretraining_losses
 from nezha_ds.observe.events import Event, Observer, Record
 from nezha_ds.observe.meters import Interval
@@ -87,7 +88,24 @@ def train_step(job: Job, step: int, meter: LossMeter) -> None:
             engine.backward(losses.total)
         meter.add(losses)
     with interval.time("optimizer"):
-        interval.count(skipped=not engine.step())
+        interval.count(skipped=not _update(job, step, meter))
+
+
+def _update(job: Job, step: int, meter: LossMeter) -> bool:
+    """The update after `step` steps; False when an overflow skipped it.
+
+    DivergedError where the loss scale can fall no further, told and saved as it was before the step.
+    """
+    try:
+        return job.engine.step()
+    except DivergedError as error:
+        reason = str(error)
+    if step % job.settings.log_every:
+        job.tell(_record(job, step, meter))
+    if step % job.settings.save_every:  # else it is saved already, or the beginning
+        job.save(step)
+    saved = "what came before it is saved" if step else "nothing was trained yet"
+    raise DivergedError(f"step {step + 1}: {reason}; {saved}")
 
 
 def dropout_seed(seed: int, step: int, rank: int) -> int:

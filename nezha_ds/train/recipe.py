@@ -32,6 +32,8 @@ class TrainSettings(Settings):
     """Blocks, from the first on, that compute their inside again in backward instead of keeping it: memory for time."""
     compile: bool = False
     """Compile the model with torch.compile; needs a C++ compiler, and minutes at the start."""
+    emulate_fp16: bool = False
+    """Let an fp16 JSON run on a device without fp16, a CPU: exact and very slow, for tests."""
 
 
 class RunSettings(Settings):

@@ -36,6 +36,7 @@ from nezha_ds.train.ds_config import DeepSpeedConfig
 from nezha_ds.train.engine import Engine, describe_accelerator, join_ranks, leave_ranks
 from nezha_ds.train.folder import CHECKPOINTS, conclude, open_folder
 from nezha_ds.train.loop import Job, fit
+from nezha_ds.train.precision import settle_precision
 from nezha_ds.train.preempt import StopFlag
 from nezha_ds.train.ranks import Ranks
 from nezha_ds.train.recipe import Recipe, TrainSettings
@@ -48,7 +49,8 @@ log = logging.getLogger(__name__)
 def pretrain(recipe: Recipe, ds_config: DeepSpeedConfig, world: World) -> int:
     """Run or go on with a run, as one rank of it; the exit code, `Exit.DONE` or `Exit.STOPPED`. Errors are ours."""
     stop = StopFlag()
-    _check(recipe, ds_config)
+    _check(recipe)
+    settle_precision(describe_accelerator(), ds_config, recipe.train.emulate_fp16, loud=world.is_main)
     if world.is_main:
         prepare_if_missing(recipe)
         check_source(recipe)
@@ -81,19 +83,13 @@ def speed_up(model: NezhaForPreTraining, settings: TrainSettings) -> None:
         model.compile(dynamic=False)
 
 
-def _check(recipe: Recipe, ds_config: DeepSpeedConfig) -> None:
+def _check(recipe: Recipe) -> None:
     """What can be seen to be wrong before ranks meet and a device is touched."""
     _check_model(recipe)
     _check_objective(recipe.objective, recipe.data, recipe.masking)
     if recipe.run.prepare and recipe.data.mixture:
         raise ConfigError(
             "run.prepare fills data.shards, and the recipe reads a mixture; prepare its folders with `nezha-ds prepare`"
-        )
-    accelerator = describe_accelerator()
-    if not {"fp32": True, "bf16": accelerator.bf16, "fp16": accelerator.fp16}[ds_config.precision]:
-        raise ConfigError(
-            f"{ds_config.source} asks for {ds_config.precision}, which {accelerator.name} here cannot compute; "
-            "choose a JSON with another precision (`nezha-ds doctor` tells which)"
         )
 
 

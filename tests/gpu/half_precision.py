@@ -21,7 +21,7 @@ from nezha_ds.objectives import ObjectiveSettings, pretraining_losses
 from nezha_ds.optim.groups import parameter_groups
 from nezha_ds.optim.lamb import Lamb, LambSettings, whole_tensors
 from nezha_ds.train.ds_config import load_ds_config
-from nezha_ds.train.engine import Engine, join_ranks, leave_ranks
+from nezha_ds.train.engine import Engine, claim_fp16, join_ranks, leave_ranks
 from nezha_ds.train.run import freeze_unused
 from nezha_ds.world import find_world
 
@@ -121,8 +121,7 @@ def main(precision: str, device: str, folder: Path) -> None:
     accelerator = get_accelerator()
     assert accelerator is not None and accelerator.device_name() == device, accelerator
     if device == "cpu":
-        type(accelerator).is_fp16_supported = lambda self: True  # pyright: ignore[reportAttributeAccessIssue]
-        type(accelerator).supported_dtypes = lambda self: [torch.float, torch.half, torch.bfloat16]
+        claim_fp16()
     join_ranks(find_world())
     result, where = under_deepspeed(precision, folder)
     result.in_fp32 = in_fp32(len(result.losses), where)

@@ -62,6 +62,8 @@ class Run:
     recipe: Path
     ds_config: Path
     settings: Sequence[str] = ()
+    script: str = ""
+    """What is started instead, with a gate and without one."""
 
     @property
     def arguments(self) -> list[str]:
@@ -71,7 +73,7 @@ class Run:
     def finish(self, world_size: int = 1) -> str:
         """Run to the end under the deepspeed launcher, or as one process without it."""
         if world_size > 1:
-            return ranks.run_well(SCRIPT, *self.arguments, ranks=world_size)
+            return ranks.run_well(self.script or SCRIPT, *self.arguments, ranks=world_size)
         done = self.attempt()
         assert done.returncode == 0, done.stderr[-5000:]
         return done.stdout + done.stderr
@@ -79,7 +81,7 @@ class Run:
     def attempt(self) -> subprocess.CompletedProcess[str]:
         """One rank, to whatever end."""
         return subprocess.run(
-            [sys.executable, SCRIPT, *self.arguments],
+            [sys.executable, self.script or SCRIPT, *self.arguments],
             env=ranks.environment() | {"MASTER_PORT": str(ranks.free_port())},
             cwd=ranks.REPOSITORY,
             capture_output=True,
@@ -91,7 +93,7 @@ class Run:
     def start(self, world_size: int, last_step: int) -> subprocess.Popen[bytes]:
         """Start ranks in a process group of their own, and go on; they go no further than a step."""
         return subprocess.Popen(
-            ranks.command(GATED, *self.arguments, ranks=world_size),
+            ranks.command(self.script or GATED, *self.arguments, ranks=world_size),
             env=self._gated(last_step),
             cwd=ranks.REPOSITORY,
             stdout=subprocess.DEVNULL,
@@ -104,7 +106,7 @@ class Run:
         port = str(ranks.free_port())
         return [
             subprocess.Popen(
-                [sys.executable, GATED, *self.arguments],
+                [sys.executable, self.script or GATED, *self.arguments],
                 env=self._gated(last_step)
                 | {"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
                 | {"WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size)},
