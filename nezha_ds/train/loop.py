@@ -129,9 +129,10 @@ def _update(job: Job, step: int, meter: LossMeter) -> bool:
         reason = str(error)
     if step % job.settings.log_every:
         job.tell(_record(job, step, meter))
-    if step:
+    if step % job.settings.save_every:  # else it is saved already, or the beginning
         job.save(step)
-    raise DivergedError(f"step {step + 1}: {reason}; what came before it is saved")
+    saved = "what came before it is saved" if step else "nothing was trained yet"
+    raise DivergedError(f"step {step + 1}: {reason}; {saved}")
 
 
 def dropout_seed(seed: int, step: int, rank: int) -> int:
