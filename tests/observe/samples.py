@@ -4,7 +4,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from nezha_ds.observe.events import Evaluation, Record, Save, Start
+from nezha_ds.observe.events import Evaluation, Record, Save, Start, Stop
 from nezha_ds.observe.metrics import OBJECTIVES, PHASES
 
 
@@ -71,6 +71,11 @@ def evaluation(step: int = 10, loss: float = 6.0, **changes: Any) -> Evaluation:
 def save(step: int = 10, **changes: Any) -> Save:
     fields: dict[str, Any] = {"time": 3000.0, "step": step, "ok": True, "seconds": 0.7}
     return Save(**{**fields, **changes})
+
+
+def stop(step: int = 10, **changes: Any) -> Stop:
+    fields: dict[str, Any] = {"time": 4000.0, "step": step, "signal": "SIGTERM"}
+    return Stop(**{**fields, **changes})
 
 
 # What a run that goes wrong may report: losses that exploded, intervals without a step.

@@ -18,9 +18,9 @@ from nezha_ds.observe.exporter import Board, Exporter, ExporterSettings, _Series
 from nezha_ds.observe.metrics import BY_NAME, TABLE, Value
 from nezha_ds.world import World
 from tests.helpers.ranks import free_port
-from tests.observe.samples import evaluation, events, record, save, start
+from tests.observe.samples import evaluation, events, record, save, start, stop
 
-ALL = (start(), record(), evaluation(), save())
+ALL = (start(), record(), evaluation(), save(), stop())
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from hypothesis import given
 from pydantic import ValidationError
 
 from nezha_ds.observe.metrics import BY_NAME, TABLE, values_of
-from tests.observe.samples import evaluation, events, record, save, start
+from tests.observe.samples import evaluation, events, record, save, start, stop
 
 
 @given(events)
@@ -17,7 +17,7 @@ def test_an_event_speaks_only_of_what_the_table_lists(event):
 
 
 def test_every_metric_of_the_table_is_fed_by_some_event():
-    fed = {value.name for event in (start(), record(), evaluation(), save()) for value in values_of(event)}
+    fed = {value.name for event in (start(), record(), evaluation(), save(), stop()) for value in values_of(event)}
     assert fed == set(BY_NAME)
 
 
