@@ -4,7 +4,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from nezha_ds.observe.events import Copy, Evaluation, Record, Save, Snapshot, Start, Trouble
+from nezha_ds.observe.events import Copy, Evaluation, Record, Save, Snapshot, Start, Stop, Trouble
 from nezha_ds.observe.metrics import OBJECTIVES, PHASES
 
 
@@ -93,6 +93,11 @@ def copy(step: int = 10, **changes: Any) -> Copy:
     return Copy(**{"time": 3001.0, "step": step, "ok": True, "seconds": 5.0, "bytes": 1_200_000_000, **changes})
 
 
+def stop(step: int = 10, **changes: Any) -> Stop:
+    fields: dict[str, Any] = {"time": 4000.0, "step": step, "signal": "SIGTERM"}
+    return Stop(**{**fields, **changes})
+
+
 # What a run that goes wrong may report: losses that exploded, intervals without a step.
 numbers = st.floats(allow_nan=True, allow_infinity=True)
 counts = st.integers(0, 10**12)
@@ -118,5 +123,6 @@ events = st.one_of(
     st.builds(save, step=st.integers(0, 100), ok=st.booleans(), free_bytes=st.none() | counts),
     st.builds(snapshot, step=st.integers(0, 100)),
     st.builds(copy, step=st.integers(0, 100), ok=st.booleans()),
+    st.builds(stop, signal=st.sampled_from(["SIGTERM", "SIGINT", "SIGUSR1"])),
     st.builds(trouble, what=st.sampled_from(["spike", "loss", "gradient"]), value=numbers, skipped=st.booleans()),
 )

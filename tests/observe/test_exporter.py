@@ -18,9 +18,9 @@ from nezha_ds.observe.exporter import Board, Exporter, ExporterSettings, _Series
 from nezha_ds.observe.metrics import BY_NAME, TABLE, Value
 from nezha_ds.world import World
 from tests.helpers.ranks import free_port
-from tests.observe.samples import copy, evaluation, events, record, save, snapshot, start
+from tests.observe.samples import copy, evaluation, events, record, save, snapshot, start, stop, trouble
 
-ALL = (start(), record(), evaluation(), snapshot(), save(), copy())
+ALL = (start(), record(), evaluation(), snapshot(), save(), copy(), stop(), trouble())
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ from hypothesis import given
 from pydantic import ValidationError
 
 from nezha_ds.observe.metrics import BY_NAME, TABLE, values_of
-from tests.observe.samples import copy, evaluation, events, record, save, snapshot, start, trouble
+from tests.observe.samples import copy, evaluation, events, record, save, snapshot, start, stop, trouble
 
-EVERY = (start(), record(), evaluation(), snapshot(), save(), copy(), trouble())
+EVERY = (start(), record(), evaluation(), snapshot(), save(), copy(), stop(), trouble())
 
 
 @given(events)

@@ -87,17 +87,22 @@ def test_a_second_run_in_the_folder_is_refused_and_the_launcher_passes_signals_o
     assert not (run.folder / ".run.lock").exists()
 
 
-def test_a_dead_rank_ends_the_others(make):
+def test_a_dead_rank_ends_those_of_other_nodes(make):
+    """Two nodes of one rank each. Nobody tells the other node; its rank finds out in a collective."""
     run = make()
-    with paused.started(run, "a step", *paused.ours(2)) as attempt:
-        attempt.wait_at_place(0, 1)
-        os.kill(attempt.ranks()[1], signal.SIGKILL)
-        attempt.wait_until_said("rank 1 ended with -9; telling the others to stop")
-        attempt.wait_until_said(STOPPING)
-        assert attempt.end() == 128 + signal.SIGKILL, attempt.said
-        assert "rank 0 of 2 lost another rank in " in attempt.said
-        assert "Traceback" not in attempt.said
-        assert not attempt.living()
+    nodes = ["--nodes", "2", "--master", f"127.0.0.1:{ranks.free_port()}", "--node-rank"]
+    with (
+        paused.started(run, "a step", *paused.ours(1, *nodes, "0")) as first,
+        paused.started(run, "a step", *paused.ours(1, *nodes, "1")) as second,
+    ):
+        first.wait_at_place(0)
+        second.wait_at_place(1)
+        os.kill(second.ranks()[1], signal.SIGKILL)
+        assert second.process.wait(600) == 128 + signal.SIGKILL, second.said
+        assert first.end() == 1, first.said
+        assert "rank 0 of 2 lost another rank in " in first.said
+        assert "Traceback" not in first.said
+        assert not first.living()
 
 
 @pytest.mark.parametrize("victim", ["nezha-ds launch", "launch.py", "deepspeed"])
