@@ -22,6 +22,7 @@ def parser() -> argparse.ArgumentParser:
         _add_inspect,
         _add_bench_loader,
         _add_pretrain,
+        _add_scale_lr,
         _add_export,
         _add_convert,
         _add_onnx,
@@ -211,6 +212,19 @@ def _add_pretrain(commands: Any) -> None:
     )
     # The launcher passes it; the environment says the same and more.
     command.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+
+
+def _add_scale_lr(commands: Any) -> None:
+    command = _command(
+        commands,
+        "scale-lr",
+        "Tell the learning rate and the warm-up of a DeepSpeed JSON for another batch: by the root of the batch.",
+        "  nezha-ds scale-lr ds_configs/lamb-8192-bf16.json 32768",
+    )
+    command.add_argument(
+        "ds_config", type=Path, metavar="JSON", help="a DeepSpeed JSON whose rate is right for its batch"
+    )
+    command.add_argument("batch", type=int, metavar="BATCH", help="the other train_batch_size, in samples")
 
 
 def _add_export(commands: Any) -> None:

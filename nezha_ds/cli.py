@@ -124,6 +124,15 @@ def pretrain(given: argparse.Namespace) -> int:
     return run(recipe, load_ds_config(given.deepspeed_config, world.world_size), world)
 
 
+def scale_lr(given: argparse.Namespace) -> int:
+    """What to write into a DeepSpeed JSON for another batch."""
+    from nezha_ds.train.ds_config import load_ds_config, scaled
+
+    for key, value in scaled(load_ds_config(given.ds_config, 1), given.batch).items():
+        print(f'"{key}": {json.dumps(value)}')  # noqa: T201
+    return 0
+
+
 def export(given: argparse.Namespace) -> int:
     """The newest checkpoint of a run as a model folder."""
     from nezha_ds.train.export import export as export_run
@@ -212,6 +221,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "vocab": vocab,
     "inspect": inspect,
     "pretrain": pretrain,
+    "scale-lr": scale_lr,
     "export": export,
     "convert": convert,
     "onnx": onnx,

@@ -1,13 +1,19 @@
 """The shipped DeepSpeed JSONs are what ds_configs/README.md says, and right at every world size that it names."""
 
+import json
 import re
+import shlex
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-from nezha_ds.optim.schedule import Schedule, schedule_settings
+from nezha_ds.arguments import parser
+from nezha_ds.cli import scale_lr
+from nezha_ds.config import load
+from nezha_ds.optim.schedule import SCHEDULES, Schedule, Shape, schedule_settings
 from nezha_ds.train.ds_config import DeepSpeedConfig, load_ds_config
+from nezha_ds.train.recipe import Recipe
 
 FOLDER = Path(__file__).parents[1] / "ds_configs"
 
@@ -22,7 +28,7 @@ class Row(NamedTuple):
     precision: str
     lr: str
     warmup: str
-    degree: str
+    decay: str
     lamb: str
     source: str
 
@@ -71,12 +77,18 @@ def test_what_the_table_says_is_what_the_file_says(row: Row, config: DeepSpeedCo
     assert config.precision == row.precision
     assert config.lamb.lr == number(row.lr)
     kind, schedule = config.schedule
-    assert kind == "WarmupPolynomialLR"
-    assert schedule.degree == number(row.degree)
+    if row.decay.startswith("×"):
+        assert (kind, row.decay) == ("WarmupExponentialLR", f"×{schedule.decay_rate} every {schedule.decay_steps}")
+    else:
+        assert (kind, schedule.degree) == ("WarmupPolynomialLR", number(row.decay))
     assert (schedule.warmup_steps if "steps" in row.warmup else schedule.warmup_ratio) == number(row.warmup)
     ours = (config.lamb.min_coeff, config.lamb.max_coeff, config.lamb.adapt_undecayed)
-    assert ours == {"NEZHA": (0.0, 10.0, True), "NVIDIA": (0.0, 1e9, False)}[row.lamb]
-    assert (config.lamb.eps, config.lamb.weight_decay, config.lamb.bias_correction) == (1e-6, 0.01, True)
+    variants = {"NEZHA": (0.0, 10.0, True), "NVIDIA": (0.0, 1e9, False), "DeepSpeed": (0.01, 0.3, True)}
+    assert ours == variants[row.lamb]
+    assert config.lamb.weight_decay == 0.01
+    assert (config.lamb.eps, config.lamb.bias_correction) == (
+        (1e-8, False) if row.lamb == "DeepSpeed" else (1e-6, True)
+    )
 
 
 @pytest.mark.parametrize(("row", "config"), BY_FILE)
@@ -116,13 +128,80 @@ def test_nvidias_files_have_nvidias_schedule() -> None:
         assert [ours for ours, _ in after] == pytest.approx([theirs for _, theirs in after])
 
 
-def learning_rates(settings, steps: int) -> list[float]:
+def test_deepspeeds_files_have_deepspeeds_rates() -> None:
+    """bing_bert's, with 1e-3 on top in phase 1."""
+    for name, top, rate, warmup, every in (
+        ("lamb-65536-deepspeed-fp16.json", 1e-3, 11e-3, 450, 250),
+        ("lamb-32768-deepspeed-fp16.json", 0.0, 2e-3, 150, 150),
+    ):
+        config = load_ds_config(FOLDER / name, 8)
+        assert config.lamb is not None
+        assert config.schedule is not None
+        rates = learning_rates(config.schedule[1], 7500, "exponential", config.lamb.lr)
+        expected = [
+            rate * ((step / warmup) ** 2 if step < warmup else 0.9 ** ((step - warmup) / every)) for step in range(7500)
+        ]
+        assert rates[: warmup - 1] == pytest.approx([top + part for part in expected[1:warmup]])
+        assert rates[warmup:] == pytest.approx([top + part for part in expected[warmup:]])
+
+
+def learning_rates(settings, steps: int, shape: Shape = "polynomial", lr: float = 1.0) -> list[float]:
     import torch
 
-    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
-    schedule = Schedule(optimizer, settings, "polynomial", steps)
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=lr)
+    schedule = Schedule(optimizer, settings, shape, steps)
     rates = []
     for _ in range(steps):
         rates.append(schedule.get_last_lr()[0])
         schedule.step()
     return rates
+
+
+def text() -> str:
+    return (FOLDER / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_schedules_are_those_of_the_table() -> None:
+    assert re.findall(r"^\| (Warmup\w+) \|", text(), re.M) == list(SCHEDULES)
+
+
+def test_its_commands_are_ones_that_the_command_line_takes() -> None:
+    """The second phase of each pair begins from the first, in another folder, with half the batch and the same LAMB."""
+    commands = [
+        shlex.split(line) for line in re.findall(r"^(?:deepspeed|nezha-ds) .*$", text().replace("\\\n", " "), re.M)
+    ]
+    runs = [words[words.index("launch/pretrain.py") + 1 :] for words in commands if words[0] == "deepspeed"]
+    phases = [parser().parse_args(["pretrain", *words]) for words in runs]
+    assert len(phases) == 4
+    for first, second in (phases[:2], phases[2:]):
+        assert f"run.folder={second.init_from}" in first.set
+        recipes = [load(Recipe, FOLDER.parent / phase.recipe, phase.set) for phase in (first, second)]
+        jsons = [load_ds_config(FOLDER.parent / phase.deepspeed_config, 8) for phase in (first, second)]
+        assert recipes[0].run.folder != recipes[1].run.folder
+        assert recipes[0].model == recipes[1].model
+        assert [recipe.data.length for recipe in recipes] == [128, 512]
+        assert [config.batch.global_batch for config in jsons] == [65536, 32768]
+        lambs = [config.lamb and config.lamb.model_copy(update={"lr": 0.0}) for config in jsons]
+        assert lambs[0] == lambs[1]
+    assert [words[1:] for words in commands if words[0] == "nezha-ds"] == [
+        ["scale-lr", "ds_configs/lamb-8192-bf16.json", "32768"]
+    ]
+
+
+def test_the_growing_batch_of_the_readme_is_one(tmp_path: Path) -> None:
+    (example,) = re.findall(r"```json\n(.*?)\n```", text(), re.S)
+    tree = load_ds_config(FOLDER / "lamb-32768-bf16.json", 8).written | json.loads(f"{{{example}}}")
+    (tmp_path / "ds.json").write_text(json.dumps(tree))
+    batch = load_ds_config(tmp_path / "ds.json", 8).batch
+    assert [batch.global_batch_at(step) for step in (0, 999, 1000, 1999, 2000)] == [4096, 4096, 8192, 8192, 32768]
+    assert [batch.accumulation_at(step) for step in (0, 1000, 2000)] == [32, 64, 256]
+
+
+def test_scale_lr_tells_what_to_write(capsys: pytest.CaptureFixture[str]) -> None:
+    """The row of 32,768 in the LAMB paper's table, from that of 8,192."""
+    assert scale_lr(parser().parse_args(["scale-lr", str(FOLDER / "lamb-8192-bf16.json"), "32768"])) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        '"train_batch_size": 32768',
+        '"lr": 0.005',
+        '"warmup_ratio": 0.2',
+    ]

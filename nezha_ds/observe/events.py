@@ -72,6 +72,8 @@ class Record(_Event):
     skipped_steps: int
     """Steps of the interval whose update was dropped because a gradient overflowed."""
     samples: int
+    steps_left: float | None = None
+    """How many steps of the last one's batch are as many samples as are left; None: as many as there are."""
     real_tokens: int
     padding_tokens: int
     masked_tokens: int

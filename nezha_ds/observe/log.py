@@ -81,7 +81,8 @@ class Console:
 
     def _record(self, event: Record) -> None:
         self._pace.update(len(event.step_seconds), event.seconds)
-        line = record_line(event, self._target, self._pace.remaining(self._target - event.step))
+        left = self._target - event.step if event.steps_left is None else event.steps_left
+        line = record_line(event, self._target, self._pace.remaining(left))
         if self._bar:
             self._bar.update(self._bar.task_ids[0], completed=event.step, description=line)
         else:

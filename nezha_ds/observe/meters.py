@@ -96,7 +96,7 @@ class Pace:
         """The smoothed duration; None before the first step."""
         return self._weighted / self._weight if self._weight else None
 
-    def remaining(self, steps: int) -> float | None:
+    def remaining(self, steps: float) -> float | None:
         """Seconds that `steps` more steps will take."""
         pace = self.step_seconds
         return None if pace is None else pace * max(0, steps)

@@ -9,8 +9,8 @@ DeepSpeed's own types (WarmupLR, WarmupDecayLR, WarmupCosineLR, …) go to DeepS
     WarmupExponentialLR    decay_rate^(updates / decay_steps), as DeepSpeed trained BERT
 
 In each the rate after the warm-up is what Hugging Face's schedule of that shape has after as many updates; in the
-warm-up it is one update ahead, because theirs begins with an update of rate 0. NVIDIA's counts from 1 all along: ours is
-equal in the warm-up, and then an update behind, so that the last one has a rate too.
+warm-up it is one update ahead, because theirs begins with an update of rate 0. NVIDIA's counts from 1 all along: ours
+is equal in the warm-up, and then an update behind, so that the last one has a rate too.
 """
 
 import math
@@ -88,7 +88,7 @@ def factor(done: int, warmup: int, total: int, settings: ScheduleSettings, shape
 
 
 def square_root_lr(lr: float, batch: int, new_batch: int) -> float:
-    """The peak rate for another batch: it grows with the root of the batch (LAMB paper, arXiv 1904.00962, section 4)."""
+    """The peak rate for another batch: it grows with the root of the batch, as in the LAMB paper (arXiv 1904.00962)."""
     return lr * math.sqrt(new_batch / batch)
 
 

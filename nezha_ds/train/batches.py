@@ -52,6 +52,10 @@ class BatchSizes:
         """Samples of all steps before it: the number of its first one in the order."""
         return self.schedule.samples_before(step)
 
+    def steps_left(self, step: int, steps: int) -> float:
+        """How many steps of the batch just used, number `step`, are as many samples as there are up to `steps`."""
+        return (self.samples_before(steps) - self.samples_before(step)) / self.global_batch_at(max(0, step - 1))
+
 
 def batch_sizes(source: str, tree: dict[str, Any], world_size: int) -> BatchSizes:
     """What the JSON's keys come to on `world_size` ranks; ConfigError names the file, the key and the way out."""

@@ -22,7 +22,14 @@ import torch
 from nezha_ds.config import nearest
 from nezha_ds.errors import ConfigError
 from nezha_ds.optim.lamb import LambSettings, lamb_settings
-from nezha_ds.optim.schedule import SCHEDULES, ScheduleSettings, is_ours, schedule_settings
+from nezha_ds.optim.schedule import (
+    SCHEDULES,
+    ScheduleSettings,
+    is_ours,
+    scaled_warmup,
+    schedule_settings,
+    square_root_lr,
+)
 from nezha_ds.train.batches import BatchSizes, batch_sizes
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -95,6 +102,23 @@ def load_ds_config(path: Path, world_size: int) -> DeepSpeedConfig:
             schedule_settings(schedule["type"], schedule.get("params", {}), f"{source}: scheduler.params"),
         ),
     )
+
+
+def scaled(config: DeepSpeedConfig, batch: int) -> dict[str, Any]:
+    """The values of a JSON for another batch, by key: the rate by the root of it, the warm-up as many steps as before.
+
+    ConfigError for a batch that is none, a JSON without a rate, and a warm-up that would be longer than the run.
+    """
+    if batch < 1:
+        raise ConfigError(f"a batch of {batch} samples is none; name a train_batch_size of 1 or more")
+    lr = config.lamb.lr if config.lamb else config.written["optimizer"].get("params", {}).get("lr")
+    if not _is_number(lr):
+        raise ConfigError(f"{config.source}: optimizer.params.lr = {lr!r} is not a rate to begin from; write one")
+    values = {"train_batch_size": batch, "lr": square_root_lr(lr, config.batch.global_batch, batch)}
+    settings = scaled_warmup(config.schedule[1], config.batch.global_batch, batch) if config.schedule else None
+    if settings and settings.warmup_ratio is not None:
+        return values | {"warmup_ratio": settings.warmup_ratio}
+    return values | ({"warmup_steps": settings.warmup_steps} if settings and settings.warmup_steps is not None else {})
 
 
 def _read(path: Path) -> dict[str, Any]:

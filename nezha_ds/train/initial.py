@@ -7,9 +7,10 @@
                 as it keeps exp_avg and exp_avg_sq of the gradient: Adam, AdamW and Lamb mean the same by them
 
 The count of updates is kept because the moments are: corrected as those of a first update, a mean that is worth 7,038
-of them would be multiplied by 10 and the root of the other by 32, and the update be 0.32 of its size. (NVIDIA's script
-sets the count to 0; its LAMB's ratio divides that out again, but for the share of the weight decay.) Heads that the
-other run did not train begin as `nezha-ds convert` has it: weights drawn afresh where there are none, moments of zero.
+of them would be multiplied by 10 and the root of the other by 32, so that the first update were 0.32 of its size and
+the tenth 0.15. (NVIDIA's script sets the count to 0; its LAMB's ratio divides that out again, but for the share of the
+weight decay.) Heads that the other run did not train begin as `nezha-ds convert` has it: weights drawn afresh where
+there are none, and moments of zero.
 
 The first thing such a run writes is a checkpoint of step 0, which says in state.json where it comes from, as all later
 ones do. From then on it goes on from its own checkpoints and needs the other run no more.

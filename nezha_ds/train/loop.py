@@ -119,12 +119,12 @@ def _record(job: Job, step: int, meter: LossMeter) -> Record:
     names = ("samples", "tokens", "places")
     own = [*(taken.counts.get(name, 0) for name in names), *job.batches.take_fetched()]
     own += job.batches.take_source_tokens().values()
-    peak = job.engine.peak_flops
+    peak, batch = job.engine.peak_flops, job.engine.config.batch
     samples, tokens, places, fetched, retries, *source_tokens = job.ranks.add_up(torch.tensor(own)).tolist()
     return Record(
         time=time.time(),
         step=step,
-        epoch=job.engine.config.batch.samples_before(step) / job.batches.plan_size,
+        epoch=batch.samples_before(step) / job.batches.plan_size,
         loss=measured.loss,
         losses=measured.losses,
         accuracies=measured.accuracies,
@@ -134,6 +134,7 @@ def _record(job: Job, step: int, meter: LossMeter) -> Record:
         loss_scale=job.engine.loss_scale,
         skipped_steps=taken.counts.get("skipped", 0),
         samples=samples,
+        steps_left=batch.steps_left(step, job.settings.steps),
         real_tokens=tokens,
         padding_tokens=places - tokens,
         masked_tokens=max(measured.predictions.get(name, 0) for name in ("mlm", "span")),

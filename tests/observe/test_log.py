@@ -82,6 +82,15 @@ def test_without_a_terminal_every_event_is_a_line(clean_logging, capsys):
     assert [lines[3], lines[4]] == ["step 10 · checkpoint saved · 0.7 s", "step 20 · checkpoint FAILED · 0.7 s"]
 
 
+def test_the_time_left_follows_the_samples_where_a_batch_grows(clean_logging, capsys):
+    set_up_logging(World())
+    console = Console(World(), Terminal(file=io.StringIO()))
+    for event in (start(), record(10, steps_left=50.5)):
+        console.update(event)
+    # 12 s for 10 steps, as much as 50.5 of them to go.
+    assert capsys.readouterr().err.splitlines()[1].endswith("ETA 1:01")
+
+
 def test_on_a_terminal_a_bar_moves_and_log_lines_pass_above_it(clean_logging, monkeypatch):
     screen = io.StringIO()
     monkeypatch.setattr(sys, "stderr", screen)

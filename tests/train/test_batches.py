@@ -13,10 +13,17 @@ from hypothesis import strategies as st
 
 from nezha_ds.data.batches import BatchSchedule, Stage
 from nezha_ds.data.order import Share
+from nezha_ds.errors import ConfigError
 from nezha_ds.observe.events import Record
 from nezha_ds.train.batches import batch_sizes
+from nezha_ds.train.ds_config import load_ds_config
 from nezha_ds.world import World
 from tests.helpers import ranks, runs
+
+GROWING: dict[str, Any] = {
+    "train_batch_size": 32,
+    "batch_warmup": [{"train_batch_size": 8, "steps": 3}, {"train_batch_size": 16, "steps": 3}],
+}
 
 stages = st.lists(st.builds(Stage, st.integers(1, 9), st.integers(1, 5)), max_size=4)
 schedules = st.builds(BatchSchedule, st.integers(1, 9), stages.map(tuple))
@@ -94,26 +101,62 @@ def test_one_micro_batch_serves_all_stages(schedule: BatchSchedule, size: int, u
         assert batch.samples_before(step) == sum(batch.global_batch_at(at) for at in range(step))
 
 
+REFUSED: list[tuple[Any, int, str]] = [
+    ({"steps": 3}, 1, "batch_warmup = {'steps': 3} is not a list of stages; write [{"),
+    ([8], 1, "batch_warmup = [8] is not a list of stages"),
+    ([{"train_batch_size": 8}], 1, "batch_warmup[0]: steps is not set"),
+    (
+        [{"train_batch_size": 8, "steps": 0}],
+        1,
+        "batch_warmup[0]: steps = 0: input should be greater than or equal to 1",
+    ),
+    ([{"train_batch_size": 8, "steps": 3, "step": 3}], 1, "batch_warmup[0]: unknown key 'step'; did you mean 'steps'?"),
+    (
+        [{"train_batch_size": 8, "steps": 3}, {"train_batch_size": 12, "steps": 3}],
+        8,
+        "batch_warmup[1].train_batch_size 12 cannot be divided among 8 ranks; start 4 ranks, or change",
+    ),
+]
+
+
+@pytest.mark.parametrize(("written", "size", "expected"), REFUSED, ids=[expected[:30] for _, _, expected in REFUSED])
+def test_a_table_that_cannot_be_is_refused(written: Any, size: int, expected: str) -> None:
+    tree = {"train_batch_size": 32, "train_micro_batch_size_per_gpu": 4, "batch_warmup": written}
+    with pytest.raises(ConfigError) as caught:
+        batch_sizes("x.json", tree, size)
+    assert str(caught.value).startswith(f"x.json: {expected}")
+
+
+def test_time_left_goes_by_samples() -> None:
+    batch = batch_sizes("x.json", json_of(BatchSchedule(8, (Stage(1, 2), Stage(4, 2))), limit=1), 1)
+    # 2 x 1, 2 x 4 and 2 x 8 samples in six steps.
+    assert [batch.steps_left(step, 6) for step in range(7)] == [26, 25, 24, 5, 4, 1, 0]
+
+
+def test_deepspeed_does_not_see_the_table(tmp_path: Path) -> None:
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps(runs.DEEPSPEED | GROWING))
+    config = load_ds_config(path, 2)
+    assert "batch_warmup" not in config.resolved
+    assert config.resolved["gradient_accumulation_steps"] == config.batch.accumulation == 4
+
+
 # ---------------------------------------------------------------------------------------------------------- real ranks
 
 DROPOUT = ("model.hidden_dropout_prob=0.0", "model.attention_probs_dropout_prob=0.0")
-GROWING: dict[str, Any] = {
-    "train_batch_size": 32,
-    "batch_warmup": [{"train_batch_size": 8, "steps": 3}, {"train_batch_size": 16, "steps": 3}],
-}
-real = [pytest.mark.ranks, pytest.mark.usefixtures("warm")]
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, embedded: Path, extensions: Path) -> runs.Run:
+    """Twelve steps of 8, 16 and then 32 samples on two ranks under ZeRO-1, checkpoints at 4, 8 and 12."""
+    run = runs.make(tmp_path_factory.mktemp("undisturbed"), embedded, *DROPOUT, **GROWING)
+    run.finish(world_size=2)
+    return run
+
+
+@pytest.mark.ranks
+@pytest.mark.usefixtures("warm")
 class TestRealRanks:
-    pytestmark = real
-
-    @pytest.fixture(scope="class")
-    def undisturbed(self, tmp_path_factory: pytest.TempPathFactory, embedded: Path, extensions: Path) -> runs.Run:
-        """Twelve steps of 8, 16 and then 32 samples on two ranks under ZeRO-1, checkpoints at 4, 8 and 12."""
-        run = runs.make(tmp_path_factory.mktemp("undisturbed"), embedded, *DROPOUT, **GROWING)
-        run.finish(world_size=2)
-        return run
-
     def test_gradients_are_means_over_each_batch(self, tmp_path: Path) -> None:
         ranks.run_well("tests/train/scripts/growing_batches.py", str(tmp_path), ranks=2)
         found = json.loads((tmp_path / "differences.json").read_text())

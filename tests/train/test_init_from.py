@@ -12,12 +12,19 @@ from safetensors.torch import load_file
 
 from nezha_ds.config import load
 from nezha_ds.errors import CheckpointError
+from nezha_ds.model.heads import NezhaForPreTraining
 from nezha_ds.model.hf import load_folder
 from nezha_ds.objectives import pretraining_losses
 from nezha_ds.observe.events import Record, Start
 from nezha_ds.train.checkpoint import read_state
 from nezha_ds.train.ds_config import load_ds_config
-from nezha_ds.train.initial import check_parent, find_checkpoint, refuse_other_model, refuse_other_vocabulary
+from nezha_ds.train.initial import (
+    begin_from,
+    check_parent,
+    find_checkpoint,
+    refuse_other_model,
+    refuse_other_vocabulary,
+)
 from nezha_ds.train.meter import LossMeter
 from nezha_ds.train.ranks import Ranks
 from nezha_ds.train.recipe import Recipe
@@ -62,28 +69,30 @@ def state(checkpoint: Path) -> dict:
     return json.loads((checkpoint / "state.json").read_text())
 
 
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory, embedded: Path, extensions: Path) -> runs.Run:
+    """Four steps on two ranks under ZeRO-1, with torch's AdamW."""
+    adamw = {"type": "AdamW", "params": {"lr": 0.001, "torch_adam": True}}
+    run = runs.make(
+        tmp_path_factory.mktemp("first"), embedded, *DROPOUT, "train.steps=4", "run.prepare=[]", optimizer=adamw
+    )
+    run.finish(world_size=2)
+    return run
+
+
+@pytest.fixture(scope="module")
+def second(tmp_path_factory: pytest.TempPathFactory, embedded: Path, first: runs.Run) -> SecondRun:
+    """Three steps on one rank."""
+    run = second_run(tmp_path_factory.mktemp("second"), embedded, first.folder, steps=3)
+    printed = run.finish()
+    assert "beginning from" in printed
+    assert "heads that begin afresh" in printed
+    return run
+
+
 @pytest.mark.ranks
 @pytest.mark.usefixtures("warm")
 class TestTwoPhases:
-    @pytest.fixture(scope="class")
-    def first(self, tmp_path_factory: pytest.TempPathFactory, embedded: Path, extensions: Path) -> runs.Run:
-        """Four steps on two ranks under ZeRO-1, with torch's AdamW."""
-        adamw = {"type": "AdamW", "params": {"lr": 0.001, "torch_adam": True}}
-        run = runs.make(
-            tmp_path_factory.mktemp("first"), embedded, *DROPOUT, "train.steps=4", "run.prepare=[]", optimizer=adamw
-        )
-        run.finish(world_size=2)
-        return run
-
-    @pytest.fixture(scope="class")
-    def second(self, tmp_path_factory: pytest.TempPathFactory, embedded: Path, first: runs.Run) -> SecondRun:
-        """Three steps on one rank."""
-        run = second_run(tmp_path_factory.mktemp("second"), embedded, first.folder, steps=3)
-        printed = run.finish()
-        assert "beginning from" in printed
-        assert "heads that begin afresh" in printed
-        return run
-
     def test_moments_and_weights_are_the_first_runs_bit_by_bit(self, first: runs.Run, second: SecondRun) -> None:
         theirs, ours = moments(first.checkpoint(4)), moments(second.checkpoint(0))
         assert len(theirs) > 40
@@ -149,7 +158,7 @@ class TestTwoPhases:
         assert state(again.checkpoint(3))["parent"] == state(second.checkpoint(3))["parent"]
 
 
-# -------------------------------------------------------------------------------------------------------- what is refused
+# ------------------------------------------------------------------------------------------------------ what is refused
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +179,7 @@ def test_the_newest_sound_checkpoint_of_a_run_or_the_one_that_is_named(origin: P
     with pytest.raises(CheckpointError, match=r"step-00000008/model.safetensors is damaged; choose another checkpoint"):
         find_checkpoint(root / "step-00000008", ALONE)
     checkpoints.flip_a_bit(root / "step-00000004" / "model.safetensors")
-    with pytest.raises(CheckpointError, match="no checkpoint in .* verifies"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .* verifies"):
         find_checkpoint(tmp_path / "run", ALONE)
 
 
@@ -180,6 +189,35 @@ def test_a_folder_without_a_checkpoint(tmp_path: Path) -> None:
             CheckpointError, match=r"has no checkpoint; name the run.folder of a run that has saved one"
         ):
             find_checkpoint(folder, ALONE)
+
+
+def test_a_head_that_the_weights_lack_begins_afresh(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Sentence order, where the first run had no such head; and the same samples again are told."""
+    config, plain = checkpoints.CONFIG.model_copy(update={"sentence_order": True}), checkpoints.state
+    monkeypatch.setattr(checkpoints, "state", lambda step: plain(step).model_copy(update={"counters": {"updates": 7}}))
+    folder = checkpoints.write_checkpoint(tmp_path / "checkpoints", 4)
+    model, found, counters = NezhaForPreTraining(config, seed=9), {}, {}
+    engine = SimpleNamespace(
+        module=model,
+        load_weights=found.update,
+        make_moments=lambda: None,
+        slices=[],
+        counters=lambda: {"updates": 0, "skipped_steps": 0, "schedule": {"done": 0}},
+        restore_counters=lambda told, step: counters.update(told, step=step),
+    )
+    caplog.set_level("INFO")
+    files = {"vocab.txt": (folder / "vocab.txt").read_bytes()}
+    begun = begin_from(tmp_path, engine, plain(0, config), files, ALONE)  # type: ignore[arg-type]
+    theirs, own = dict(load_folder(folder).named_parameters()), dict(model.named_parameters())
+    assert found.keys() == own.keys() == theirs.keys() | {"sop.weight", "sop.bias"}
+    assert all(torch.equal(found[name], theirs.get(name, own[name])) for name in own)
+    assert counters == {"updates": 7, "skipped_steps": 0, "schedule": {"done": 0}, "step": 0}
+    assert begun.parent is not None
+    assert (begun.parent.checkpoint, begun.parent.step, begun.step) == ("step-00000004", 4, 0)
+    assert f"heads that begin afresh, as {tmp_path} did not train them: sop" in caplog.text
+    assert "the same samples with the same masks again" in caplog.text
 
 
 FREE = {
