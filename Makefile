@@ -3,12 +3,14 @@
 # make check  lint, format, types, import directions
 # make bench  our speed beside what a user would take instead -> build/bench.json
 # make study  positions, masks and spans compared in a small model, twenty minutes -> build/study/full/study.md
+# make torture MINUTES=15   real runs under random faults: kills, damage, full disks -> build/torture/report.txt
 PYTHON ?= python3.11
+MINUTES ?= 15
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test check format bench study clean .venv-hf .venv-bench
+.PHONY: demo test check format bench study torture clean .venv-hf .venv-bench
 .DELETE_ON_ERROR:
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -38,6 +40,9 @@ bench: $(INSTALLED) .venv-bench/installed
 
 study: $(INSTALLED)
 	$(BIN)/python -m tests.study
+
+torture: $(INSTALLED)
+	$(BIN)/python -m tests.torture --minutes $(MINUTES)
 
 # Environments of their own for what we are compared with: in results (.venv-hf) and in speed (.venv-bench).
 .venv-hf: .venv-hf/installed
