@@ -4,12 +4,14 @@
 # make bench  our speed beside what a user would take instead -> build/bench.json
 # make study  positions, masks and spans compared in a small model, twenty minutes -> build/study/full/study.md
 # make study-batch  LAMB, AdamW, LAMB without its ratio at batches 64-fold apart, ten minutes; -full: half an hour
+# make torture MINUTES=15   real runs under random faults: kills, damage, full disks -> build/torture/report.txt
 PYTHON ?= python3.11
+MINUTES ?= 15
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test check format bench study study-batch study-batch-full clean .venv-hf .venv-bench
+.PHONY: demo test check format bench study study-batch study-batch-full torture clean .venv-hf .venv-bench
 .DELETE_ON_ERROR:
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -45,6 +47,9 @@ study-batch: $(INSTALLED)
 
 study-batch-full: $(INSTALLED)
 	$(BIN)/python -m tests.study.batch
+
+torture: $(INSTALLED)
+	$(BIN)/python -m tests.torture --minutes $(MINUTES)
 
 # Environments of their own for what we are compared with: in results (.venv-hf) and in speed (.venv-bench).
 .venv-hf: .venv-hf/installed
