@@ -115,7 +115,8 @@ class Engine:
         self._engine: Any = _initialize(model, self._lamb, groups, config)
         self.slices = list(find_slices(self._engine))
         if self._lamb:
-            self._lamb.bind(self.slices, self._tensors(), _sum_over_ranks if self.partitioned else None)
+            together = (_sum_over_ranks, self._gradient_norm) if self.partitioned else (None, None)
+            self._lamb.bind(self.slices, self._tensors(), *together)
         if config.schedule:
             kind, settings = config.schedule
             # After DeepSpeed, which replaces the parameters of the groups but keeps the groups.
@@ -241,6 +242,11 @@ class Engine:
     def _basic(self) -> torch.optim.Optimizer:
         """The optimizer inside DeepSpeed's wrapper."""
         return self._engine.basic_optimizer
+
+    def _gradient_norm(self) -> Tensor:
+        """The global norm of what ZeRO is about to give to the optimizer, known before the first group's update."""
+        norm = self._engine.optimizer._global_grad_norm
+        return torch.as_tensor(norm, dtype=torch.float32, device=self.device)
 
     def _tensors(self) -> int:
         return sum(1 for _ in self.module.named_parameters())
