@@ -74,8 +74,9 @@ def test_what_the_table_says_is_what_the_file_says(row: Row, config: DeepSpeedCo
     assert kind == "WarmupPolynomialLR"
     assert schedule.degree == number(row.degree)
     assert (schedule.warmup_steps if "steps" in row.warmup else schedule.warmup_ratio) == number(row.warmup)
-    ours = (config.lamb.min_coeff, config.lamb.max_coeff, config.lamb.adapt_undecayed)
-    assert ours == {"NEZHA": (0.0, 10.0, True), "NVIDIA": (0.0, 1e9, False)}[row.lamb]
+    ours = (config.lamb.max_coeff, config.lamb.adapt_undecayed, config.lamb.nezha_ratio)
+    assert ours == {"LAMB": (10.0, True, False), "NEZHA": (10.0, True, True), "NVIDIA": (1e9, False, False)}[row.lamb]
+    assert (config.lamb.min_coeff, config.lamb.pre_normalize) == (0.0, False)
     assert (config.lamb.eps, config.lamb.weight_decay, config.lamb.bias_correction) == (1e-6, 0.01, True)
 
 

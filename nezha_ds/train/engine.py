@@ -27,6 +27,7 @@ from nezha_ds.errors import ConfigError, LaunchError
 from nezha_ds.model.flops import peak_flops
 from nezha_ds.optim.groups import parameter_groups
 from nezha_ds.optim.lamb import Lamb
+from nezha_ds.optim.norms import Quantiles, quantiles
 from nezha_ds.optim.schedule import SCHEDULES, Schedule
 from nezha_ds.optim.slices import Slice
 from nezha_ds.train.ds_config import DeepSpeedConfig
@@ -171,6 +172,17 @@ class Engine:
         """
         norm = self._engine.get_global_grad_norm()
         return None if norm is None else float(norm)
+
+    @property
+    def lamb_norms(self) -> dict[str, dict[str, Quantiles]]:
+        """Quantiles of LAMB's norms and ratios at the last update by part of the model. Waits for the device.
+
+        Empty before the first update, and with any other optimizer.
+        """
+        if not self._lamb:
+            return {}
+        trained = [(name, p) for name, p in self.module.named_parameters() if p.requires_grad]
+        return quantiles(trained, self._lamb.norms)
 
     @property
     def peak_flops(self) -> float | None:
