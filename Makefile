@@ -55,9 +55,13 @@ torture: $(INSTALLED)
 .venv-hf: .venv-hf/installed
 .venv-bench: .venv-bench/installed
 
-.venv-hf/installed: tests/golden/requirements.txt
+.venv-hf/installed: tests/golden/requirements.txt tests/optim/requirements.txt
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --requirement $<
+	$(@D)/bin/python -m pip install --quiet --no-deps --requirement tests/optim/requirements.txt
+	touch $@
+
 .venv-bench/installed: tests/bench/requirements.txt
-.venv-hf/installed .venv-bench/installed:
 	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --requirement $<
 	touch $@

@@ -82,13 +82,17 @@ def test_what_the_table_says_is_what_the_file_says(row: Row, config: DeepSpeedCo
     else:
         assert (kind, schedule.degree) == ("WarmupPolynomialLR", number(row.decay))
     assert (schedule.warmup_steps if "steps" in row.warmup else schedule.warmup_ratio) == number(row.warmup)
-    ours = (config.lamb.min_coeff, config.lamb.max_coeff, config.lamb.adapt_undecayed)
-    variants = {"NEZHA": (0.0, 10.0, True), "NVIDIA": (0.0, 1e9, False), "DeepSpeed": (0.01, 0.3, True)}
+    lamb = config.lamb
+    ours = (lamb.min_coeff, lamb.max_coeff, lamb.adapt_undecayed, lamb.nezha_ratio)
+    variants = {
+        "LAMB": (0.0, 10.0, True, False),
+        "NEZHA": (0.0, 10.0, True, True),
+        "NVIDIA": (0.0, 1e9, False, False),
+        "DeepSpeed": (0.01, 0.3, True, False),
+    }
     assert ours == variants[row.lamb]
-    assert config.lamb.weight_decay == 0.01
-    assert (config.lamb.eps, config.lamb.bias_correction) == (
-        (1e-8, False) if row.lamb == "DeepSpeed" else (1e-6, True)
-    )
+    assert (lamb.weight_decay, lamb.pre_normalize) == (0.01, False)
+    assert (lamb.eps, lamb.bias_correction) == ((1e-8, False) if row.lamb == "DeepSpeed" else (1e-6, True))
 
 
 @pytest.mark.parametrize(("row", "config"), BY_FILE)

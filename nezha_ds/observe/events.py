@@ -68,6 +68,9 @@ class Record(_Event):
     """How many there were, by objective."""
     grad_norm: float | None
     """Global gradient norm before clipping at the last step; None where the engine does not compute it."""
+    lamb: Mapping[str, Mapping[str, tuple[float, float, float]]] = {}
+    """LAMB's last update: part of the model -> `weight_norm`, `update_norm` or `trust_ratio` -> smallest, median and
+    largest of its tensors; empty with another optimizer."""
     learning_rate: float
     loss_scale: float | None
     """None without fp16."""

@@ -22,6 +22,9 @@ PHASES: tuple[str, ...] = ("data_wait", "forward", "backward", "optimizer", "eva
 OBJECTIVES = ("mlm", "nsp", "sop", "span")
 LOSSES = ("total", *OBJECTIVES)
 SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1")
+PARTS = ("embeddings", "attention", "feed_forward", "heads", "vectors")
+"""Of the model: its matrices by where they are, and all biases and LayerNorms together."""
+QUANTILES = ("min", "median", "max")
 UNITS = ("seconds", "ratio", "bytes")
 ANY: tuple[str, ...] = ()
 """A label whose values are not known beforehand."""
@@ -130,6 +133,24 @@ TABLE: tuple[Metric, ...] = (
         labels={"objective": OBJECTIVES},
     ),
     Metric("nezha_train_grad_norm", "gauge", "Global gradient norm before clipping; absent where it is not computed"),
+    Metric(
+        "nezha_lamb_weight_norm",
+        "gauge",
+        "Norm of a tensor at the last update by LAMB, over the tensors of a part of the model",
+        labels={"part": PARTS, "quantile": QUANTILES},
+    ),
+    Metric(
+        "nezha_lamb_update_norm",
+        "gauge",
+        "Norm of a tensor's update before ratio and learning rate, likewise",
+        labels={"part": PARTS, "quantile": QUANTILES},
+    ),
+    Metric(
+        "nezha_lamb_trust_ratio",
+        "gauge",
+        "Trust ratio of a tensor after its bounds, likewise",
+        labels={"part": PARTS, "quantile": QUANTILES},
+    ),
     Metric("nezha_train_learning_rate", "gauge", "Learning rate"),
     Metric("nezha_train_loss_scale", "gauge", "Dynamic loss scale; absent without fp16"),
     Metric("nezha_train_overflow_steps_total", "counter", "Steps whose update was dropped by an overflow"),
@@ -257,6 +278,7 @@ def _of_start(event: Start) -> Iterator[Value]:
 def _of_record(event: Record) -> Iterator[Value]:
     yield from _of_progress(event)
     yield from _of_numerics(event)
+    yield from _of_lamb(event)
     for seconds in event.step_seconds:
         yield Value("nezha_train_step_duration_seconds", seconds)
     for phase, seconds in event.phase_seconds.items():
@@ -295,6 +317,13 @@ def _of_numerics(event: Record) -> Iterator[Value]:
         yield Value("nezha_train_loss_scale", event.loss_scale)
     yield Value("nezha_train_overflow_steps_total", event.skipped_steps)
     yield Value("nezha_data_masked_ratio", event.masked_ratio)
+
+
+def _of_lamb(event: Record) -> Iterator[Value]:
+    for part, measures in event.lamb.items():
+        for measure, numbers in measures.items():
+            for quantile, number in zip(QUANTILES, numbers, strict=True):
+                yield Value(f"nezha_lamb_{measure}", number, {"part": part, "quantile": quantile})
 
 
 def _of_evaluation(event: Evaluation) -> Iterator[Value]:

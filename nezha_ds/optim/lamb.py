@@ -6,7 +6,8 @@
 The two norms are of a whole model tensor. Under ZeRO an optimizer is given flat partitions of many tensors, and a LAMB
 that takes them for tensors computes one ratio for a slice of the whole model: it trains, differently for every number
 of ranks (DeepSpeed #88, open since 2020). Here `bind` tells which slice belongs to which tensor; the squared norms of
-the slices are summed over the ranks in one all-reduce of a (tensors, 2) matrix a group.
+the slices are summed over the ranks in one all-reduce of a (tensors, 2) matrix a group. Which options make which of the
+field's implementations is in docs/lamb.md, and tests/optim/test_lamb_variants.py holds it to that.
 
 Cost: on a CPU memory is what takes the time, so tensors are gone through in portions that stay in the cache between the
 passes; moments and direction are one pass of torch's fused Adam kernel, over an update that begins as zeros. Elsewhere
@@ -32,6 +33,8 @@ from nezha_ds.optim.slices import Slice
 Share = Annotated[float, Field(ge=0, lt=1)]
 AllReduce = Callable[[Tensor], None]
 """Sums a tensor over the ranks, in place."""
+GradientNorm = Callable[[], Tensor]
+"""The global norm of all ranks' gradients: (), fp32."""
 
 PORTION = 1 << 18
 """Elements of a portion on a CPU: five arrays of 1 MiB. Half and four times as many are 5% and 15% slower."""
@@ -55,6 +58,11 @@ class LambSettings(Settings):
     """Upper bound of the trust ratio."""
     adapt_undecayed: bool = True
     """Whether tensors without weight decay (biases, LayerNorms) have a trust ratio too; NVIDIA's have none."""
+    pre_normalize: bool = False
+    """Divide all gradients by their global norm in every step, also where it is below 1; without gradient_clipping."""
+    nezha_ratio: bool = False
+    """Take ‖u‖ of m̂/√(v̂ + ε) + λw, with λ for every tensor, as NEZHA's released code does: ratios are larger where
+    gradients are below √ε, ten times as large at 1e-4. What is added to the weights is u all the same."""
 
 
 def lamb_settings(params: dict[str, Any], origin: str) -> LambSettings:
@@ -94,19 +102,39 @@ class Lamb(torch.optim.Optimizer):
         self._slices: list[Slice] | None = None
         self._tensors = 0
         self._all_reduce: AllReduce | None = None
+        self._given_norm: GradientNorm | None = None
         self._portions: dict[frozenset[int], list[Portion]] = {}
 
-    def bind(self, slices: list[Slice], tensors: int, all_reduce: AllReduce | None) -> None:
-        """Say which slices of which of the model's `tensors` this rank updates.
+    def bind(
+        self,
+        slices: list[Slice],
+        tensors: int,
+        all_reduce: AllReduce | None,
+        gradient_norm: GradientNorm | None = None,
+    ) -> None:
+        """Say which slices of which of the model's `tensors` this rank updates; collective.
 
-        `all_reduce` sums over the ranks that share the tensors; None where every rank has them whole. Until this is
-        called `step` only makes the moments: DeepSpeed's optimizer without ZeRO calls it once at construction, with
-        zero gradients, which would decay the weights and count an update.
+        `all_reduce` sums over the ranks that share the tensors, and `gradient_norm` tells the global norm of the
+        gradients that `step` is given; None where every rank has all of them whole. Until this is called `step` does
+        nothing: DeepSpeed's optimizer without ZeRO calls it once at construction, with zero gradients, which would
+        decay the weights and count an update.
         """
-        self._slices, self._tensors, self._all_reduce = slices, tensors, all_reduce
+        assert gradient_norm or not (all_reduce and self.settings.pre_normalize)
+        self._slices, self._tensors = slices, tensors
+        self._all_reduce, self._given_norm = all_reduce, gradient_norm
         self._portions.clear()
         for group in self.param_groups:
             self._make_moments(group["params"])
+        self._adapted = self._find_adapted()
+        self._norms = torch.zeros(tensors, 3, device=self._device)
+
+    @property
+    def norms(self) -> Tensor:
+        """(tensors, 3) on the device, the same on every rank: ‖w‖, ‖u‖ and ratio of each tensor's last update.
+
+        Rows of tensors that were never updated are 0.
+        """
+        return self._norms
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -121,21 +149,49 @@ class Lamb(torch.optim.Optimizer):
             group["step"] += 1
         portions = self._with_gradients()
         # Every rank takes part in the sum, also one that holds no slice.
-        squared = torch.zeros(self._tensors, 2, device=self.param_groups[0]["params"][0].device)
+        squared = torch.zeros(self._tensors, 2, device=self._device)
+        divisor = self._gradient_norm() if self.settings.pre_normalize else None
         updates: list[list[Tensor]] = []
         for portion in portions:
-            directions = self._directions(portion)
-            norms = torch.stack([torch.stack(torch._foreach_norm(x)) for x in (portion.weights, directions)], dim=1)
+            directions = self._directions(portion, divisor)
+            measured = self._nezha_directions(portion) if self.settings.nezha_ratio else directions
+            norms = torch.stack([torch.stack(torch._foreach_norm(x)) for x in (portion.weights, measured)], dim=1)
             squared.index_add_(0, portion.tensors, norms.float().square())
             updates.append(directions)
         if self._all_reduce is not None:
             self._all_reduce(squared)
         ratios = self._ratios(squared)
         for portion, directions in zip(portions, updates, strict=True):
-            group = self.param_groups[portion.group]
-            adapted = group["weight_decay"] or self.settings.adapt_undecayed
-            scales = (ratios if adapted else torch.ones_like(ratios))[portion.tensors].to(directions[0].dtype)
-            torch._foreach_addcmul_(portion.weights, directions, list(scales.unbind()), value=-group["lr"])
+            scales = ratios[portion.tensors].to(directions[0].dtype)
+            rate = self.param_groups[portion.group]["lr"]
+            torch._foreach_addcmul_(portion.weights, directions, list(scales.unbind()), value=-rate)
+        # A call may be for one group of several: the other rows stay.
+        updated = (squared != 0).any(dim=1, keepdim=True)
+        self._norms = torch.where(updated, torch.cat([squared.sqrt(), ratios[:, None]], dim=1), self._norms)
+
+    @property
+    def _device(self) -> torch.device:
+        return self.param_groups[0]["params"][0].device
+
+    def _find_adapted(self) -> Tensor:
+        """(tensors,) bool: which have a trust ratio. Of tensors whose slices lie elsewhere the other ranks tell."""
+        decays = {id(param): group["weight_decay"] for group in self.param_groups for param in group["params"]}
+        adapted = torch.zeros(self._tensors)
+        for piece in self._slices or ():
+            adapted[piece.index] = float(decays[id(piece.owner)] > 0 or self.settings.adapt_undecayed)
+        adapted = adapted.to(self._device)
+        if self._all_reduce is not None:
+            self._all_reduce(adapted)
+        return adapted > 0
+
+    def _gradient_norm(self) -> Tensor:
+        """(), fp32: the global norm of all gradients, never 0."""
+        if self._given_norm is not None:
+            norm = self._given_norm()
+        else:
+            grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+            norm = torch.stack(torch._foreach_norm(grads, dtype=torch.float32)).norm()
+        return norm.clamp(min=torch.finfo(torch.float32).tiny)
 
     def _make_moments(self, params: list[Tensor]) -> None:
         for param in params:
@@ -164,17 +220,15 @@ class Lamb(torch.optim.Optimizer):
             numbers = torch.tensor([piece.index for piece in pieces], device=pieces[0].owner.device)
             yield Portion(group, pieces, numbers)
 
-    def _directions(self, portion: Portion) -> list[Tensor]:
-        """Advance the moments; each slice's u, without the ratio."""
+    def _directions(self, portion: Portion, divisor: Tensor | None) -> list[Tensor]:
+        """Advance the moments by the gradients, divided by `divisor`; each slice's u, without the ratio."""
         group = self.param_groups[portion.group]
         grads = [
             piece.of(cast(Tensor, piece.owner.grad).contiguous()).to(piece.owner.dtype) for piece in portion.slices
         ]
-        averages = [piece.of(self.state[piece.owner]["exp_avg"]) for piece in portion.slices]
-        squares = [piece.of(self.state[piece.owner]["exp_avg_sq"]) for piece in portion.slices]
+        averages, squares = self._moments(portion)
         advance = fused_adam if grads[0].device.type in FUSED else foreach_adam
-        step = group["step"] if self.settings.bias_correction else math.inf
-        directions = advance(grads, averages, squares, step, self.settings)
+        directions = advance(grads, averages, squares, self._time(portion), self.settings, divisor)
         if group["weight_decay"]:
             torch._foreach_add_(directions, portion.weights, alpha=group["weight_decay"])
         if grads[0].device.type != "cpu":
@@ -183,17 +237,47 @@ class Lamb(torch.optim.Optimizer):
         torch._foreach_copy_(grads, directions)
         return grads
 
+    def _nezha_directions(self, portion: Portion) -> list[Tensor]:
+        """m̂/√(v̂ + ε) + λw of each slice, of the moments as they are: what NEZHA's ratio measures."""
+        averages, squares = self._moments(portion)
+        (beta1, beta2), step = self.settings.betas, self._time(portion)
+        denominators = torch._foreach_div(squares, 1 - beta2**step)
+        torch._foreach_add_(denominators, self.settings.eps)
+        torch._foreach_sqrt_(denominators)
+        directions = torch._foreach_div(averages, denominators)
+        torch._foreach_mul_(directions, 1 / (1 - beta1**step))
+        torch._foreach_add_(directions, portion.weights, alpha=self.settings.weight_decay)
+        return list(directions)
+
+    def _moments(self, portion: Portion) -> tuple[list[Tensor], list[Tensor]]:
+        states = [(piece, self.state[piece.owner]) for piece in portion.slices]
+        return [piece.of(state["exp_avg"]) for piece, state in states], [
+            piece.of(state["exp_avg_sq"]) for piece, state in states
+        ]
+
+    def _time(self, portion: Portion) -> float:
+        """The t of the bias correction."""
+        return self.param_groups[portion.group]["step"] if self.settings.bias_correction else math.inf
+
     def _ratios(self, squared: Tensor) -> Tensor:
         """(tensors, 2) squared norms of weights and updates -> (tensors,) trust ratios."""
         weights, updates = squared.sqrt().unbind(dim=1)
         ratios = (weights / updates).clamp(self.settings.min_coeff, self.settings.max_coeff)
-        return torch.where((weights > 0) & (updates > 0), ratios, 1.0)
+        return torch.where(self._adapted & (weights > 0) & (updates > 0), ratios, 1.0)
 
 
 def fused_adam(
-    grads: list[Tensor], averages: list[Tensor], squares: list[Tensor], step: float, settings: LambSettings
+    grads: list[Tensor],
+    averages: list[Tensor],
+    squares: list[Tensor],
+    step: float,
+    settings: LambSettings,
+    divisor: Tensor | None = None,
 ) -> list[Tensor]:
-    """m̂ / (√v̂ + ε) of step t, with the moments m and v advanced in place; t = inf corrects no bias."""
+    """m̂ / (√v̂ + ε) of step t, with the moments m and v advanced in place; t = inf corrects no bias.
+
+    `divisor`, (), fp32, divides the gradients in the same pass.
+    """
     directions = [torch.zeros_like(average) for average in averages]
     t = torch.full((), step, device=averages[0].device)
     # A step of Adam from zero with lr -1.
@@ -211,15 +295,23 @@ def fused_adam(
         eps=settings.eps,
         amsgrad=False,
         maximize=False,
+        grad_scale=divisor,
     )
     return directions
 
 
 def foreach_adam(
-    grads: list[Tensor], averages: list[Tensor], squares: list[Tensor], step: float, settings: LambSettings
+    grads: list[Tensor],
+    averages: list[Tensor],
+    squares: list[Tensor],
+    step: float,
+    settings: LambSettings,
+    divisor: Tensor | None = None,
 ) -> list[Tensor]:
     """The same on a device without the fused kernel."""
     beta1, beta2 = settings.betas
+    if divisor is not None:
+        torch._foreach_div_(grads, divisor)
     torch._foreach_lerp_(averages, grads, 1 - beta1)
     torch._foreach_mul_(squares, beta2)
     torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)

@@ -232,6 +232,21 @@ def _check_clipping(source: str, tree: dict[str, Any]) -> None:
         )
 
 
+def _check_pre_normalize(source: str, tree: dict[str, Any]) -> None:
+    if tree["optimizer"]["type"].lower() != "lamb" or not tree["optimizer"].get("params", {}).get("pre_normalize"):
+        return
+    if tree["gradient_clipping"]:
+        raise ConfigError(
+            f"{source}: gradient_clipping {tree['gradient_clipping']} changes nothing before optimizer.params."
+            "pre_normalize, which divides by the whole norm; write 0.0, or remove pre_normalize"
+        )
+    if not tree.get("zero_optimization", {}).get("compute_grad_norm", True):
+        raise ConfigError(
+            f"{source}: optimizer.params.pre_normalize needs the norm that zero_optimization.compute_grad_norm false "
+            "leaves out; remove that key"
+        )
+
+
 def _check_precision(source: str, tree: dict[str, Any]) -> None:
     check_loss_scale(source, tree.get("fp16", {}))
     if tree.get("fp16", {}).get("enabled") and _bf16(tree).get("enabled"):
@@ -288,6 +303,7 @@ _CHECKS: tuple[Callable[[str, dict[str, Any]], None], ...] = (
     _check_optimizer,
     _check_scheduler,
     _check_clipping,
+    _check_pre_normalize,
     _check_zero,
     _check_precision,
     _check_autocast,

@@ -27,6 +27,7 @@ from nezha_ds.errors import ConfigError, LaunchError
 from nezha_ds.model.flops import peak_flops
 from nezha_ds.optim.groups import parameter_groups
 from nezha_ds.optim.lamb import Lamb
+from nezha_ds.optim.norms import Quantiles, quantiles
 from nezha_ds.optim.schedule import SCHEDULES, Schedule
 from nezha_ds.optim.slices import Slice
 from nezha_ds.train.ds_config import DeepSpeedConfig
@@ -123,7 +124,8 @@ class Engine:
         self._loss_scale = LossScale(self._engine.optimizer) if config.precision == "fp16" else None
         self.slices = list(find_slices(self._engine))
         if self._lamb:
-            self._lamb.bind(self.slices, self._tensors(), _sum_over_ranks if self.partitioned else None)
+            together = (_sum_over_ranks, self._gradient_norm) if self.partitioned else (None, None)
+            self._lamb.bind(self.slices, self._tensors(), *together)
         if config.schedule:
             kind, settings = config.schedule
             # After DeepSpeed, which replaces the parameters of the groups but keeps the groups.
@@ -206,6 +208,17 @@ class Engine:
         return None if norm is None else float(norm)
 
     @property
+    def lamb_norms(self) -> dict[str, dict[str, Quantiles]]:
+        """Quantiles of LAMB's norms and ratios at the last update by part of the model. Waits for the device.
+
+        Empty before the first update, and with any other optimizer.
+        """
+        if not self._lamb:
+            return {}
+        trained = [(name, p) for name, p in self.module.named_parameters() if p.requires_grad]
+        return quantiles(trained, self._lamb.norms)
+
+    @property
     def peak_flops(self) -> float | None:
         """Operations a second that this rank's device could make in its precision; None where that is not known."""
         dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -275,6 +288,11 @@ class Engine:
     def _basic(self) -> torch.optim.Optimizer:
         """The optimizer inside DeepSpeed's wrapper."""
         return self._engine.basic_optimizer
+
+    def _gradient_norm(self) -> Tensor:
+        """The global norm of what ZeRO is about to give to the optimizer, known before the first group's update."""
+        norm = self._engine.optimizer._global_grad_norm
+        return torch.as_tensor(norm, dtype=torch.float32, device=self.device)
 
     def _tensors(self) -> int:
         return sum(1 for _ in self.module.named_parameters())

@@ -187,6 +187,7 @@ def _record(job: Job, step: int, meter: LossMeter) -> Record:
         accuracies=measured.accuracies,
         predictions=measured.predictions,
         grad_norm=job.engine.grad_norm,
+        lamb=job.engine.lamb_norms,
         learning_rate=job.engine.learning_rate,
         loss_scale=job.engine.loss_scale,
         skipped_steps=taken.counts.get("skipped", 0),

@@ -5,7 +5,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from nezha_ds.observe.events import Copy, Evaluation, Record, Save, Snapshot, Start, Stop, Trouble
-from nezha_ds.observe.metrics import OBJECTIVES, PHASES
+from nezha_ds.observe.metrics import OBJECTIVES, PARTS, PHASES
 
 
 def start(**changes: Any) -> Start:
@@ -36,6 +36,14 @@ def record(step: int = 10, **changes: Any) -> Record:
         "accuracies": {"mlm": 0.032, "nsp": 0.581},
         "predictions": {"mlm": 6_000, "nsp": 320},
         "grad_norm": 1.5,
+        "lamb": {
+            part: {
+                "weight_norm": (0.1, 9.0, 30.0),
+                "update_norm": (20.0, 500.0, 800.0),
+                "trust_ratio": (0.0, 0.02, 1.0),
+            }
+            for part in PARTS
+        },
         "learning_rate": 1e-3,
         "loss_scale": 65536.0,
         "skipped_steps": 0,

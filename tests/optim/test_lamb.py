@@ -7,9 +7,13 @@ import torch
 from torch import nn
 
 from nezha_ds.errors import ConfigError
+from nezha_ds.model.config import preset
+from nezha_ds.model.heads import NezhaForPreTraining
+from nezha_ds.observe.metrics import PARTS
 from nezha_ds.optim import lamb as optim
 from nezha_ds.optim.groups import parameter_groups
 from nezha_ds.optim.lamb import Lamb, LambSettings, foreach_adam, fused_adam, lamb_settings, whole_tensors
+from nezha_ds.optim.norms import part_of, quantiles
 
 
 class Model(nn.Module):
@@ -125,6 +129,36 @@ def test_a_step_size_does_not_depend_on_the_gradients_scale():
         moved.append(float((model.wide.weight.detach() - before).norm() / before.norm()))
     assert math.isclose(moved[0], moved[1], rel_tol=1e-3)
     assert math.isclose(moved[0], 0.01, rel_tol=1e-3)
+
+
+def test_norms_are_those_of_the_last_update():
+    """And of a tensor that has had none, none."""
+    model = Model()
+    lamb = bound(model, LambSettings(lr=0.1, max_coeff=0.3))
+    kept = model.narrow.weight.norm()
+    for p, grad in list(zip(model.parameters(), gradients(model, 1), strict=True))[:-1]:
+        p.grad = grad
+    lamb.step()
+    names = [name for name, _ in model.named_parameters()]
+    weight, update, ratio = lamb.norms[names.index("narrow.weight")]
+    assert torch.isclose(weight, kept)
+    assert ratio == torch.clamp(weight / update, max=0.3)
+    assert lamb.norms[-1].tolist() == [0.0, 0.0, 0.0]
+    found = quantiles(model.named_parameters(), lamb.norms)
+    heads = sorted(row for row in lamb.norms[:, 2][[0, 4]].tolist())
+    assert found["heads"]["trust_ratio"] == (heads[0], sum(heads) / 2, heads[1])
+    assert found["vectors"]["weight_norm"][0] == lamb.norms[[1, 2, 3], 0].min()
+
+
+def test_every_tensor_has_a_part_and_every_part_tensors():
+    model = NezhaForPreTraining(preset("tiny", vocab_size=99, num_hidden_layers=1, span_form="nezha"))
+    found = {name: part_of(name, tensor) for name, tensor in model.named_parameters()}
+    assert set(found.values()) == set(PARTS)
+    assert found["encoder.embeddings.words.weight"] == "embeddings"
+    assert found["encoder.blocks.0.attention.output.weight"] == "attention"
+    assert found["encoder.blocks.0.narrow.weight"] == "feed_forward"
+    assert found["encoder.pooler.weight"] == "heads"
+    assert found["encoder.blocks.0.attention_norm.weight"] == "vectors"
 
 
 def test_groups_decay_matrices_only():

@@ -15,6 +15,7 @@ from tests.helpers.runs import DEEPSPEED
 
 FP32_SUMS = {"data_types": {"grad_accum_dtype": "fp32"}}
 FP16, BF16 = {"fp16": {"enabled": True}}, {"bf16": {"enabled": True}}
+PRE_NORMALIZED = {"optimizer": {"type": "Lamb", "params": {"pre_normalize": True}}}
 REMOVED: Any = object()
 
 
@@ -89,6 +90,16 @@ REFUSED = [
     (
         {"zero_optimization": {"stage": 1, "offload_optimizer": {"device": "cpu"}}},
         "zero_optimization.offload_optimizer is not supported; remove it",
+    ),
+    (
+        {"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}},
+        "zero_optimization.offload_param is not supported; remove it",
+    ),
+    ({"zero_optimization": {"stage": 2, "cpu_offload": True}}, "zero_optimization.cpu_offload is not supported"),
+    (PRE_NORMALIZED, "gradient_clipping 1.0 changes nothing before optimizer.params.pre_normalize"),
+    (
+        {**PRE_NORMALIZED, "gradient_clipping": 0.0, "zero_optimization": {"stage": 1, "compute_grad_norm": False}},
+        "pre_normalize needs the norm that zero_optimization.compute_grad_norm false leaves out; remove that key",
     ),
     # batch sizes
     ({"train_batch_size": REMOVED}, "train_batch_size = None is not a positive number of samples"),

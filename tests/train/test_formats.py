@@ -34,3 +34,4 @@ def test_it_trains(tmp_path, embedded, settings, objectives):
     records = [event for event in events if isinstance(event, Record)]
     assert records[-1].step == 12
     assert 0.12 < records[-1].masked_ratio < 0.16
+    assert {"embeddings", "attention", "feed_forward", "vectors"} <= records[-1].lamb.keys()

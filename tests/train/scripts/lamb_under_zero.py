@@ -1,6 +1,6 @@
 """Ten LAMB steps of a small NEZHA under ZeRO 0, 1 and 2, and in plain PyTorch on the whole batch; the differences.
 
-Arguments: a folder for the results.
+With two ranks; with any number of them also the cases of lamb_exact.py. Arguments: a folder for the results.
 """
 
 import json
@@ -20,7 +20,8 @@ from nezha_ds.train.ds_config import load_ds_config
 from nezha_ds.train.engine import Engine, join_ranks, leave_ranks
 from nezha_ds.train.run import freeze_unused
 from nezha_ds.train.snapshot import gather_weights
-from nezha_ds.world import find_world
+from nezha_ds.world import World, find_world
+from tests.train.scripts import lamb_exact
 
 STEPS, GLOBAL_BATCH, MICRO_BATCH = 10, 16, 4
 LAMB = LambSettings(lr=0.01, weight_decay=0.01)
@@ -102,10 +103,8 @@ def under_zero(stage: int, folder: Path, aware: bool) -> dict[str, torch.Tensor]
     return gather_weights(engine)
 
 
-def main() -> None:
-    folder = Path(sys.argv[-1])
-    world = find_world()
-    join_ranks(world)
+def of_nezha(world: World, folder: Path) -> dict[str, float]:
+    """The largest difference of any weight, by stage."""
     expected = alone()
     differences = {}
     for stage, aware in ((0, True), (1, True), (2, True), (1, False)):
@@ -113,8 +112,17 @@ def main() -> None:
         if world.is_main:
             worst = max(float((weights[name] - expected[name]).abs().max()) for name in weights)
             differences[f"stage {stage}{'' if aware else ' unaware'}"] = worst
+    return differences
+
+
+def main() -> None:
+    folder = Path(sys.argv[-1])
+    world = find_world()
+    join_ranks(world)
+    results = {"nezha": of_nezha(world, folder) if world.world_size == 2 else {}}
+    results["exact"] = lamb_exact.differences(world, folder)
     if world.is_main:
-        (folder / "differences.json").write_text(json.dumps(differences))
+        (folder / "differences.json").write_text(json.dumps(results))
     leave_ranks()
 
 
