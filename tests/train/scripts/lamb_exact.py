@@ -21,9 +21,9 @@ from nezha_ds.optim.groups import parameter_groups
 from nezha_ds.optim.lamb import Lamb, LambSettings, lamb_settings, whole_tensors
 from nezha_ds.optim.schedule import Schedule, schedule_settings
 from nezha_ds.train import engine as engines
-from nezha_ds.train.snapshot import gather_weights
 from nezha_ds.train.ds_config import load_ds_config
 from nezha_ds.train.engine import Engine
+from nezha_ds.train.snapshot import gather_weights
 from nezha_ds.world import World
 
 STEPS, PARTS = 6, 12
