@@ -209,7 +209,8 @@ def _to_file(parts: Sequence[Records], record: np.dtype[np.void]) -> list[bytes 
 def _read(path: Path, shards: int, record: np.dtype[np.void]) -> Plan | None:
     """The plan in a file, or None when there is none or it is damaged; the records are not looked at yet."""
     try:
-        rows: Records = np.load(path, mmap_mode="r")
+        # np.load would also open archives, and offers to unpickle.
+        rows: Records = np.lib.format.open_memmap(path, mode="r")
     except FileNotFoundError:
         return None
     except Exception as error:

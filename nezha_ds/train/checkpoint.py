@@ -137,7 +137,7 @@ def damage(folder: Path) -> str:
         return f"{folder.name} has format {contents.format}, this version reads {FORMAT}"
     for name, entry in contents.files.items():
         path = folder / name
-        if Path(name).name != name or path.is_symlink():
+        if Path(name).name != name or name in ("", "..") or path.is_symlink():
             return f"{folder.name} names a file outside its folder: {name!r}"
         if not path.is_file() or path.stat().st_size != entry.bytes:
             return f"{folder.name}/{name} is missing or cut short"

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from nezha_ds.errors import Exit
-from nezha_ds.train.ledger import audit_run
 from tests.helpers import runs
 from tests.helpers.runs import BF16
 
@@ -43,28 +42,6 @@ def test_a_signal_to_one_rank_saves_on_all(undisturbed, tmp_path, embedded, numb
     assert stopped <= 7  # at the end of the step that it was at, the last of which was behind the gate
     run.finish(world_size=2)
     assert run.tensors(12) == undisturbed.tensors(12)
-
-
-def test_another_world_size_and_stage_goes_on_from_it(undisturbed, tmp_path, embedded):
-    """Two ranks under ZeRO-1, micro-batches of 4; then one under ZeRO-2 with 8: the same losses but for rounding."""
-    without_dropout = ("model.hidden_dropout_prob=0.0", "model.attention_probs_dropout_prob=0.0")
-    run = runs.make(tmp_path, embedded, *without_dropout, "train.ledger=true")
-    run.finish(world_size=2)
-    expected = run.losses()
-    shutil.rmtree(run.checkpoint(12))
-    other = runs.make(
-        tmp_path,
-        embedded,
-        *run.settings,
-        zero_optimization={"stage": 2},
-        train_micro_batch_size_per_gpu=8,
-    )
-    assert "going on from step-00000008" in other.finish(world_size=1)
-    assert [other.losses()[step] for step in range(9, 13)] == pytest.approx(
-        [expected[step] for step in range(9, 13)], abs=2e-5
-    )
-    proven = audit_run(run.folder, 12)
-    assert (proven.faults, proven.attempts, proven.repeated) == ((), 2, 4)
 
 
 def test_a_damaged_checkpoint_is_passed_over_aloud(undisturbed, tmp_path, embedded):
