@@ -111,6 +111,8 @@ def _round(own: Round, scene: Scene, kinds: list[str], expected: dict[str, bytes
             f"round {own.number}: {suffered.kind}, {suffered.detail}{'' if suffered.hit else ': too late'}; "
             f"exit code {suffered.code}, newest checkpoint {scene.newest()}"
         )
+        if suffered.code == 0:  # it is done; nothing more can happen to it
+            break
     scene.start()
     code, _ = scene.end()
     if code or scene.newest() != STEPS:

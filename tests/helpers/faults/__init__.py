@@ -26,7 +26,7 @@ PHASES: Mapping[str, Sequence[str]] = {
     "manifest": [r"os\.rename \S*/\.{new}\S* \S*/manifest\.json$"],
     "rename": [r"os\.rename \S*/\.{new}\S* \S*/{new}$"],
     "prune": [r"os\.rename \S*/{old} \S*/\.{old}"],
-    "removal": [r"shutil\.rmtree \S*/\.{old}", r"os\.remove ", r"os\.remove "],
+    "removal": [r"shutil\.rmtree \S*/\.{old}\.old", r"os\.remove ", r"os\.remove "],
 }
 """The phases of a save: the operations that come first in each, in order. `new` and `old` are folders' names."""
 
