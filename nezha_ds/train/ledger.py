@@ -202,7 +202,7 @@ def audit_run(folder: Path, done: int) -> Audit:
         order = MixedOrder(mixture, recipe.train.seed)
 
         def samples_of(step: int) -> Numbers:
-            numbers = np.arange(batch.global_batch, dtype=np.int64) + step * batch.global_batch
+            numbers = np.arange(batch.samples_before(step), batch.samples_before(step + 1), dtype=np.int64)
             return order.place(numbers)[0]
 
         return audit(folder / LEDGER, done, samples_of)

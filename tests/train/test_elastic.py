@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from nezha_ds.train.ledger import audit_run
 from tests.helpers import ranks, runs
 
 pytestmark = [pytest.mark.ranks, pytest.mark.usefixtures("warm")]
@@ -18,6 +19,7 @@ STILL = (
     "model.attention_probs_dropout_prob=0.0",
     "train.steps=8",
     "train.eval_samples=0",
+    "train.ledger=true",
 )
 BATCH = {"train_batch_size": 24, "train_micro_batch_size_per_gpu": 2}
 
@@ -65,3 +67,5 @@ def test_other_ranks_and_another_stage_go_on(undisturbed, tmp_path, embedded, wo
     assert [run.losses()[step] for step in range(5, 9)] == pytest.approx(
         [whole.losses()[step] for step in range(5, 9)], abs=2e-5
     )
+    proven = audit_run(run.folder, 8)
+    assert (proven.faults, proven.attempts, proven.repeated) == ((), 2, 4)
