@@ -63,6 +63,7 @@ class StopFlag:
         """Do this rank's own work, of which a restart loses nothing; a signal ends it at once, also one of before."""
         if self.signal:
             return
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         try:
             try:
                 self._cutting = True
@@ -75,7 +76,7 @@ class StopFlag:
             if not self.signal:
                 raise
         finally:
-            signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def _listen(self) -> None:
         while True:
