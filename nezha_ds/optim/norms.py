@@ -1,7 +1,8 @@
 """LAMB's norms and ratios of some hundred tensors as a few numbers: quantiles by part of the model.
 
 Matrices and vectors apart: most tensors are biases and LayerNorms, whose ratios are of another size and would be the
-median of everything. The cost is one copy of a (tensors, 3) matrix from the device and some sorting: 0.6 ms for base on a CPU.
+median of everything. The cost is one copy of a (tensors, 3) matrix from the device and some sorting: 0.6 ms for base
+on a CPU.
 """
 
 from collections.abc import Iterable, Mapping

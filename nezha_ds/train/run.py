@@ -15,18 +15,15 @@ command on the same folder goes on where it was; a finished run is left alone.
 """
 
 import logging
-import shutil
 import time
 from importlib.metadata import version
 from pathlib import Path
 
 import nezha_ds
-from nezha_ds.data.settings import DataSettings, MaskingSettings
-from nezha_ds.errors import CheckpointError, ConfigError, DivergedError, Exit, LaunchError
+from nezha_ds.errors import CheckpointError, DivergedError, Exit, LaunchError
 from nezha_ds.model.config import NezhaConfig
 from nezha_ds.model.flops import step_flops
 from nezha_ds.model.heads import NezhaForPreTraining
-from nezha_ds.model.positions import KINDS
 from nezha_ds.objectives import ObjectiveSettings
 from nezha_ds.observe.events import Event, Observer, Start
 from nezha_ds.observe.exporter import open_exporter
@@ -35,7 +32,8 @@ from nezha_ds.observe.log import Console
 from nezha_ds.observe.report import to_text
 from nezha_ds.train.attempts import attempt
 from nezha_ds.train.checkpoint import State, agree, check_belongs, read_state
-from nezha_ds.train.copies import check_uri, find_anywhere, open_copier
+from nezha_ds.train.checks import check_recipe
+from nezha_ds.train.copies import find_anywhere, open_copier
 from nezha_ds.train.ds_config import DeepSpeedConfig
 from nezha_ds.train.engine import Engine, describe_accelerator, join_ranks, leave_ranks
 from nezha_ds.train.folder import CHECKPOINTS, DS_CONFIG, DUMPS, ENVIRONMENT, RECIPE, conclude, open_folder
@@ -58,7 +56,7 @@ log = logging.getLogger(__name__)
 
 def pretrain(recipe: Recipe, ds_config: DeepSpeedConfig, world: World, stop: StopFlag) -> int:
     """Run or go on with a run, as one rank of it; the exit code, `Exit.DONE` or `Exit.STOPPED`. Errors are ours."""
-    _check(recipe)
+    check_recipe(recipe)
     settle_precision(describe_accelerator(), ds_config, recipe.train.emulate_fp16, loud=world.is_main)
     if world.is_main:
         stop.cut_short(lambda: _bring_text(recipe))
@@ -110,61 +108,6 @@ def speed_up(model: NezhaForPreTraining, settings: TrainSettings) -> None:
     if settings.compile:
         # Shapes are static: every micro-batch has the same size, and evaluation one of its own.
         model.compile(dynamic=False)
-
-
-def _check(recipe: Recipe) -> None:
-    """What can be seen to be wrong before ranks meet and a device is touched."""
-    check_uri(recipe.run.copy_to)
-    _check_model(recipe)
-    _check_objective(recipe.objective, recipe.data, recipe.masking)
-    if recipe.run.prepare and recipe.data.mixture:
-        raise ConfigError(
-            "run.prepare fills data.shards, and the recipe reads a mixture; prepare its folders with `nezha-ds prepare`"
-        )
-
-
-def _check_model(recipe: Recipe) -> None:
-    longest, positions = recipe.model.max_position_embeddings, recipe.model.positions
-    if recipe.data.length > longest:
-        why = f"positions = {positions!r} end there" if KINDS[positions].bounded else "no weights depend on it"
-        raise ConfigError(
-            f"data.length {recipe.data.length} is above model.max_position_embeddings {longest}; raise that, {why}"
-        )
-    if recipe.train.checkpoint_activations > recipe.model.num_hidden_layers:
-        raise ConfigError(
-            f"train.checkpoint_activations {recipe.train.checkpoint_activations} is above model.num_hidden_layers "
-            f"{recipe.model.num_hidden_layers}; set it to that for every block"
-        )
-    if recipe.train.compile and not shutil.which(compiler := variable("CXX", "g++")):
-        raise ConfigError(
-            f"train.compile = true needs a C++ compiler, and there is no {compiler} on PATH; install g++, "
-            "or set train.compile=false"
-        )
-
-
-def _check_objective(objective: ObjectiveSettings, data: DataSettings, masking: MaskingSettings) -> None:
-    """Whether the samples have what the losses need."""
-    if objective.nsp and not data.pairs:
-        raise ConfigError(
-            f"objective.nsp = {objective.nsp} needs samples that are pairs, and data.format {data.format!r} cuts none; "
-            "set data.format=segment-pair or objective.nsp=0"
-        )
-    if objective.nsp and data.pairing == "sentence-order":
-        raise ConfigError(
-            f"objective.nsp = {objective.nsp} asks whether a segment follows, and with data.pairing "
-            f"{data.pairing!r} all do; set data.pairing=next-sentence or objective.nsp=0"
-        )
-    if objective.sop and data.pairing != "sentence-order":
-        raise ConfigError(
-            f"objective.sop = {objective.sop} asks which of two segments came first, and with data.pairing "
-            f"{data.pairing!r} they always stand in order; set data.format=segment-pair and "
-            "data.pairing=sentence-order, or objective.sop=0"
-        )
-    if objective.span and masking.method != "span":
-        raise ConfigError(
-            f"objective.span = {objective.span} asks what stands between two tokens, and masking.method "
-            f"{masking.method!r} does not tell which; set masking.method=span or objective.span=0"
-        )
 
 
 def _train(recipe: Recipe, ds_config: DeepSpeedConfig, ranks: Ranks, stop: StopFlag) -> int:

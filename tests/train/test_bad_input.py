@@ -22,7 +22,7 @@ from nezha_ds.errors import ConfigError
 from nezha_ds.shards import SourceEntry, read_manifest, write_manifest
 from nezha_ds.train import folder as folder_module
 from nezha_ds.train import run as run_module
-from nezha_ds.train.ds_config import load_ds_config
+from nezha_ds.train.checks import check_recipe
 from nezha_ds.train.engine import AcceleratorInfo
 from nezha_ds.train.preempt import StopFlag
 from nezha_ds.train.recipe import Recipe
@@ -474,7 +474,7 @@ def test_pairs_that_the_data_has_not_are_refused_before_ranks_meet(tmp_path, sha
     run = runs.make(tmp_path, shards)
     recipe = load(Recipe, run.recipe, settings)
     with pytest.raises(ConfigError, match=re.escape(way_out)):
-        run_module._check(recipe, load_ds_config(run.ds_config, 1))
+        check_recipe(recipe)
 
 
 def test_two_questions_about_one_second_segment_are_refused(tmp_path, shards, refused):
