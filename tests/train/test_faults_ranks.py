@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.ranks, pytest.mark.usefixtures("warm")]
 
 
 def test_one_rank_dies_while_the_other_waits_for_it(undisturbed, tmp_path, embedded):
-    """Rank 1 has written its moments of step 8, unsynced; rank 0 may be anywhere up to where they agree."""
+    """Rank 1 is about to write its moments of step 8, in the background; both may have begun the step after it."""
     run = runs.make(tmp_path, embedded, "train.ledger=true", **runs.BF16)
     env = faults.environment(faults.at("moments", "kill", new=8, rank=1), rank=1)
     done = faults.run_launched(run, world_size=2, env=env)
@@ -27,7 +27,8 @@ def test_one_rank_dies_while_the_other_waits_for_it(undisturbed, tmp_path, embed
     assert not faults.half_named(run.folder)
     proven = audit_run(run.folder, 12)
     assert not proven.faults
-    assert (proven.samples, proven.attempts, proven.repeated) == (12 * 16, 2, 4)
+    assert (proven.samples, proven.attempts) == (12 * 16, 2)
+    assert proven.repeated in (4, 5)
 
 
 def shared_memory(port: int) -> list[Path]:

@@ -54,7 +54,7 @@ def second_run(folder: Path, embedded: Path, origin: Path, steps: int) -> Second
     run = runs.make(
         folder, embedded, *SECOND, f"train.steps={steps}", train_batch_size=8, zero_optimization={"stage": 0}
     )
-    return SecondRun(run.folder, run.recipe, run.ds_config, run.settings, origin)
+    return SecondRun(run.folder, run.recipe, run.ds_config, run.settings, origin=origin)
 
 
 def moments(checkpoint: Path) -> dict[str, torch.Tensor]:
