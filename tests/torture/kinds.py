@@ -27,7 +27,7 @@ class Suffered:
     hit: bool
     """Whether it came before the run was done."""
     code: int | None = None
-    """The launcher's exit code; None where nothing was started."""
+    """The launcher's exit code; None where nothing was started, or where it says nothing."""
     outlived: int = 0
     """Processes that lived on without their launcher, and that we ended."""
 
@@ -38,23 +38,27 @@ def kill_rank(scene: Scene) -> Suffered:
 
 
 def kill_launcher(scene: Scene) -> Suffered:
-    """kill -9 of the parent of the ranks: launch.py under the deepspeed launcher."""
+    """kill -9 of the parent of the ranks: `nezha-ds launch`, or launch.py under deepspeed."""
 
     def parent() -> int | None:
         rank = scene.rank(0)
         above = parent_of(rank) if rank else None
         return above if above in scene.living else None
 
-    return _signal_at_a_moment(scene, "kill -9 of the ranks' parent", parent, signal.SIGKILL)
+    suffered = _signal_at_a_moment(scene, "kill -9 of the ranks' parent", parent, signal.SIGKILL)
+    if scene.setup.launcher == "deepspeed" and suffered.hit:
+        # It answers 0 then, which is its own fault and known; that the ranks save and stop is not.
+        suffered.code = None
+    return suffered
 
 
 def kill_runner(scene: Scene) -> Suffered:
-    """kill -9 of what the user called: `deepspeed`, above the parent of the ranks."""
+    """kill -9 of what the user called: `nezha-ds launch`, or `deepspeed`, above the parent of the ranks."""
 
     def called() -> int | None:
         return scene.process.pid if scene.process else None
 
-    return _signal_at_a_moment(scene, "kill -9 of deepspeed", called, signal.SIGKILL)
+    return _signal_at_a_moment(scene, "kill -9 of what was called", called, signal.SIGKILL)
 
 
 def kill_all(scene: Scene) -> Suffered:

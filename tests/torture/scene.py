@@ -4,12 +4,13 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from nezha_ds.train.checkpoint import damage
 from tests.helpers import faults, ranks, runs
@@ -35,11 +36,12 @@ class Setup:
 
     deepspeed: Mapping[str, Any]
     world_size: int = 2
+    launcher: Literal["nezha-ds launch", "deepspeed"] = "nezha-ds launch"
 
 
 SETUPS = {
     "bf16 ZeRO-1": Setup(runs.BF16),
-    "fp32 ZeRO-2": Setup({"zero_optimization": {"stage": 2}}),
+    "fp32 ZeRO-2, by deepspeed": Setup({"zero_optimization": {"stage": 2}}, launcher="deepspeed"),
     "fp32 ZeRO-0": Setup({"zero_optimization": {"stage": 0}}),
     "bf16 ZeRO-2, one rank": Setup({**runs.BF16, "zero_optimization": {"stage": 2}}, world_size=1),
 }
@@ -61,8 +63,7 @@ class Scene:
 
     def start(self, own: faults.Faults | None = None, *, rank: int = 0, clock: str = "") -> None:
         """Start the ranks under their launcher, in a session of their own; root obeys permissions."""
-        command = ranks.command(runs.SCRIPT, *self.run.arguments, ranks=self.setup.world_size)
-        self.ports.append(int(command[command.index("--master_port") + 1]))
+        command = self._command()
         with self.output.open("ab") as output:
             # Through a pipe, which no limit on the size of files concerns.
             sink = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=output, start_new_session=True)
@@ -76,6 +77,15 @@ class Scene:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+
+    def _command(self) -> list[str]:
+        if self.setup.launcher == "deepspeed":
+            command = ranks.command(runs.SCRIPT, *self.run.arguments, ranks=self.setup.world_size)
+            self.ports.append(int(command[command.index("--master_port") + 1]))
+            return command
+        self.ports.append(ranks.free_port())
+        where = ["--ranks", str(self.setup.world_size), "--master", f"127.0.0.1:{self.ports[-1]}"]
+        return [sys.executable, "-m", "nezha_ds.cli", "launch", *where, "--", *self.run.arguments]
 
     @property
     def living(self) -> list[int]:
