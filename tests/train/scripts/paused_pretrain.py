@@ -16,7 +16,7 @@ from nezha_ds.cli import main
 from nezha_ds.train import orphan
 
 PLACES = {
-    "before the meeting": ("nezha_ds.train.run", "_check"),
+    "before the meeting": ("nezha_ds.train.run", "check_recipe"),
     "preparing": ("nezha_ds.train.source", "prepare"),
     "compiling": ("nezha_ds.train.engine", "compiling_alone"),
     "planning": ("nezha_ds.train.source", "load_plan"),
