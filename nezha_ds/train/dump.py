@@ -24,19 +24,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from pydantic import ConfigDict, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from nezha_ds.batch import IGNORE, Batch
 from nezha_ds.config import Settings
-from nezha_ds.errors import CheckpointError, LaunchError
-from nezha_ds.files import make_folder, sha256_of, sync_folder, unwritable, write_atomically
+from nezha_ds.errors import CheckpointError, NezhaError
+from nezha_ds.files import make_folder, sha256_of, unwritable, write_atomically
 from nezha_ds.model.config import NezhaConfig
-from nezha_ds.model.hf import WEIGHTS, current_names, hf_name, save_folder
-from nezha_ds.train.checkpoint import MANIFEST, Contents, FileEntry, State
+from nezha_ds.model.hf import WEIGHTS, current_names, hf_name, save_folder, write_tensors
+from nezha_ds.train.checkpoint import MANIFEST, FileEntry, State, read_contents, remove_leftovers
 from nezha_ds.train.engine import Engine
 from nezha_ds.train.ranks import Ranks
-from nezha_ds.train.snapshot import gather_weights
+from nezha_ds.train.snapshot import commit, gather_weights
 
 if TYPE_CHECKING:
     from nezha_ds.train.guard import Attempt
@@ -157,8 +157,7 @@ def _tensors(batch: Batch) -> list[tuple[str, Tensor]]:
 
 def _begin(root: Path, temporary: Path, needed: int) -> None:
     make_folder(root)
-    for leftover in root.glob(".step-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    remove_leftovers(root)
     if (free := shutil.disk_usage(root).free) < needed:
         raise OSError(0, f"{needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB free")
     temporary.mkdir()
@@ -170,7 +169,7 @@ def _write_batches(folder: Path, batches: Sequence[Batch], ranks: Ranks) -> None
         for number, batch in enumerate(batches)
         for name, tensor in _tensors(batch)
     }
-    save_file(named, folder / _batches_file(ranks.world.rank, ranks.world.world_size))
+    write_tensors(named, folder / _batches_file(ranks.world.rank, ranks.world.world_size))
 
 
 def _batches_file(rank: int, world_size: int) -> str:
@@ -185,11 +184,7 @@ def _write_model(folder: Path, weights: dict[str, Tensor], facts: Dump) -> None:
 def _commit(temporary: Path, final: Path) -> None:
     files = sorted(path for path in temporary.iterdir() if path.is_file())
     entries = {path.name: FileEntry(bytes=path.stat().st_size, sha256=sha256_of(path)) for path in files}
-    write_atomically(temporary / MANIFEST, Contents(format=FORMAT, files=entries).model_dump_json(indent=1))
-    if final.exists():
-        shutil.rmtree(final)
-    temporary.replace(final)
-    sync_folder(final.parent)
+    commit(temporary, final, entries)
     for old in sorted(final.parent.glob("step-*"), reverse=True)[KEEP:]:
         shutil.rmtree(old, ignore_errors=True)
 
@@ -197,7 +192,7 @@ def _commit(temporary: Path, final: Path) -> None:
 def _problem_of(action: Callable[[], None]) -> str:
     try:
         action()
-    except (OSError, SafetensorError, LaunchError) as error:
+    except (OSError, NezhaError) as error:
         return getattr(error, "strerror", None) or str(error)
     return ""
 
@@ -233,7 +228,7 @@ def read_dump(folder: Path) -> tuple[Dump, dict[str, Tensor], list[list[Batch]]]
 
 def _verify(folder: Path) -> None:
     try:
-        contents = Contents.model_validate_json((folder / MANIFEST).read_bytes())
+        contents = read_contents(folder)
     except (OSError, ValidationError):
         raise CheckpointError(f"{folder} has no readable {MANIFEST}; name a folder in RUN/dumps") from None
     if FACTS not in contents.files:
