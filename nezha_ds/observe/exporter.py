@@ -1,8 +1,7 @@
 """`/metrics` for Prometheus, from local rank 0 of each node.
 
-The training thread writes events into a `Board`; a scrape reads it under the same lock, so it sees a record whole or
-not at all. Nothing is measured or copied from a device for a scrape: one costs about 1.3 ms and 7 kB, whatever the
-model, and taking in a record 60 µs.
+The training thread writes events into a `Board`, which a scrape reads. Nothing is measured or copied from a device for
+a scrape: one costs about 1.3 ms and 7 kB, whatever the model.
 
 The server binds to the loopback unless told otherwise, because prometheus_client's has no authentication. Each request
 has a thread of its own and ten seconds of silence; what a stranger sends can neither end nor delay the training.
@@ -11,22 +10,18 @@ has a thread of its own and ten seconds of silence; what a stranger sends can ne
 import logging
 import socket
 import threading
-from bisect import bisect_left
-from collections.abc import Iterable
-from itertools import accumulate, product
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import CollectorRegistry
-from prometheus_client.core import Metric as Family
 from prometheus_client.exposition import ThreadingWSGIServer, make_wsgi_app
-from prometheus_client.registry import Collector
 from pydantic import Field
 
 from nezha_ds.config import Settings
 from nezha_ds.errors import LaunchError
+from nezha_ds.observe.board import Board
 from nezha_ds.observe.events import Event
-from nezha_ds.observe.metrics import ANY, BY_NAME, TABLE, Metric, Value, values_of
+from nezha_ds.observe.metrics import TABLE
 from nezha_ds.world import World
 
 log = logging.getLogger(__name__)
@@ -59,7 +54,7 @@ def open_exporter(settings: ExporterSettings, world: World, run: str) -> "Export
 class Exporter:
     """The observer that serves a `Board` over HTTP from a daemon thread."""
 
-    def __init__(self, settings: ExporterSettings, board: "Board") -> None:
+    def __init__(self, settings: ExporterSettings, board: Board) -> None:
         registry = CollectorRegistry()
         registry.register(board)
         self._board = board
@@ -82,79 +77,6 @@ class Exporter:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
-
-
-class Board(Collector):
-    """The present value of every series of a table; written by one thread, read by any."""
-
-    def __init__(self, run: str, table: Iterable[Metric] = TABLE) -> None:
-        self._run = run
-        self._lock = threading.Lock()
-        self._table = tuple(table)
-        self._series: dict[str, dict[tuple[str, ...], _Series]] = {
-            metric.name: {key: _Series(metric) for key in _known_from_the_start(metric)} for metric in self._table
-        }
-
-    def update(self, event: Event) -> None:
-        """Apply all values of one event at once. Values that this board's table leaves to another node are dropped."""
-        values = values_of(event)
-        with self._lock:
-            for value in values:
-                metric = BY_NAME[value.name]
-                series = self._series.get(value.name)
-                if series is not None:
-                    series.setdefault(_key(metric, value), _Series(metric)).take(value.value)
-
-    def collect(self) -> Iterable[Family]:
-        """All families, with those that have no value yet."""
-        with self._lock:
-            return [self._family(metric) for metric in self._table]
-
-    def _family(self, metric: Metric) -> Family:
-        # A family is called by its stem; the suffixes belong to its samples.
-        stem = metric.name.removesuffix("_total").removesuffix("_info")
-        family = Family(stem, metric.help, metric.kind, metric.unit)
-        for key, series in self._series[metric.name].items():
-            series.add_to(family, {"run": self._run, **dict(zip(metric.labels, key, strict=True))})
-        return family
-
-
-class _Series:
-    """One series: a number, or the counts and the sum of a histogram."""
-
-    def __init__(self, metric: Metric) -> None:
-        self._metric = metric
-        self._value = 0.0
-        self._counts = [0] * (len(metric.buckets) + 1)
-
-    def take(self, value: float) -> None:
-        """Set, add or count, as the kind asks."""
-        self._value = value if self._metric.kind in ("gauge", "info") else self._value + value
-        self._counts[bisect_left(self._metric.buckets, value)] += 1
-
-    def add_to(self, family: Family, labels: dict[str, str]) -> None:
-        """Append this series' samples to prometheus_client's form of the family."""
-        if self._metric.kind != "histogram":
-            family.add_sample(self._metric.name, labels, self._value)
-            return
-        below = list(accumulate(self._counts))
-        for bound, count in zip([*map(str, self._metric.buckets), "+Inf"], below, strict=True):
-            family.add_sample(f"{self._metric.name}_bucket", {**labels, "le": bound}, count)
-        family.add_sample(f"{self._metric.name}_count", labels, below[-1])
-        family.add_sample(f"{self._metric.name}_sum", labels, self._value)
-
-
-def _known_from_the_start(metric: Metric) -> list[tuple[str, ...]]:
-    """The label values of which 0 is already the truth: those of counters and histograms, where they are known."""
-    counts = metric.kind in ("counter", "histogram")
-    return list(product(*metric.labels.values())) if counts and ANY not in metric.labels.values() else []
-
-
-def _key(metric: Metric, value: Value) -> tuple[str, ...]:
-    """The label values in the table's order; a label or a value that the table does not know is a fault of ours."""
-    assert value.labels.keys() == metric.labels.keys(), value
-    assert all(known == ANY or value.labels[label] in known for label, known in metric.labels.items()), value
-    return tuple(value.labels[label] for label in metric.labels)
 
 
 class _Handler(WSGIRequestHandler):

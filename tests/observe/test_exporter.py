@@ -14,7 +14,8 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from nezha_ds.errors import LaunchError
-from nezha_ds.observe.exporter import Board, Exporter, ExporterSettings, _Series, open_exporter
+from nezha_ds.observe.board import Board, _Series
+from nezha_ds.observe.exporter import Exporter, ExporterSettings, open_exporter
 from nezha_ds.observe.metrics import BY_NAME, TABLE, Value
 from nezha_ds.world import World
 from tests.helpers.ranks import free_port
