@@ -128,7 +128,7 @@ def test_a_value_outside_the_table_cannot_be_shown(monkeypatch):
         (Value("nezha_train_loss", 1.0), AssertionError),
         (Value("nezha_train_loss", 1.0, {"objective": "happiness"}), AssertionError),
     ):
-        monkeypatch.setattr("nezha_ds.observe.exporter.values_of", lambda event, value=value: [value])
+        monkeypatch.setattr("nezha_ds.observe.board.values_of", lambda event, value=value: [value])
         with pytest.raises(error):
             board.update(record())
 
