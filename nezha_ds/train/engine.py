@@ -5,6 +5,8 @@ names for masters, groups, scale and overflow. All of that knowledge is in this 
 the project sees `forward`, `backward`, `step`, a few numbers, and a list of slices.
 """
 
+import gc
+import importlib
 import logging
 import os
 import subprocess
@@ -317,6 +319,8 @@ class Engine:
 
 def _initialize(model: nn.Module, lamb: Lamb | None, groups: list[dict[str, Any]], config: DeepSpeedConfig) -> Any:
     """DeepSpeed's engine; ConfigError for what only DeepSpeed itself can find wrong in the JSON."""
+    if config.written["optimizer"]["type"] != "Muon":
+        _start_quickly()
     try:
         with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):  # noqa: PTH123 - it prints its configuration
             return deepspeed.initialize(
@@ -328,6 +332,23 @@ def _initialize(model: nn.Module, lamb: Lamb | None, groups: list[dict[str, Any]
     except (ValueError, TypeError, AssertionError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{config.source}: DeepSpeed refuses it ({reason}); mend that key") from error
+
+
+def _start_quickly() -> None:
+    """Spare each rank half of the 5.4 s of CPU time that it takes to start.
+
+    To see that an optimizer is not its Muon, DeepSpeed imports that, which loads torch's whole compiler for three
+    decorators: here they leave their functions as they are. And it collects garbage six times among a million objects
+    of imported modules, which can never be garbage.
+    """
+    compiler = importlib.import_module("deepspeed.runtime.compiler")
+    compiling = compiler.compile
+    compiler.compile = lambda: lambda function: function
+    try:
+        importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
+    finally:
+        compiler.compile = compiling
+    gc.freeze()
 
 
 def find_slices(engine: Any) -> Iterator[Slice]:

@@ -1,4 +1,8 @@
-"""Real ranks: the deepspeed launcher, as a user starts it, with an extensions folder of the tests' own."""
+"""Real ranks, as a user starts them, with an extensions folder of the tests' own.
+
+Under `deepspeed`, whose two processes cost 2.5 s of CPU time a start, or under `nezha-ds launch`, where it is not the
+launcher that a test is about.
+"""
 
 import os
 import random
@@ -10,6 +14,7 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
 DEEPSPEED = Path(sys.executable).with_name("deepspeed")
+OURS = Path(sys.executable).with_name("nezha-ds")
 
 
 def environment(extensions: Path | None = None) -> dict[str, str]:
@@ -35,27 +40,21 @@ _PORTS = iter(random.SystemRandom().sample(range(10_000, 32_768), 22_768))
 
 
 def command(script: str | Path, *arguments: str, ranks: int) -> list[str]:
-    """What starts a script on some ranks of this machine."""
+    """What starts a script on some ranks of this machine under the deepspeed launcher."""
     launcher = [str(DEEPSPEED), "--num_accelerators", str(ranks), "--master_port", str(free_port())]
     return [*launcher, str(script), *arguments]
 
 
-def run(script: str | Path, *arguments: str, ranks: int, timeout: int = 900) -> subprocess.CompletedProcess[str]:
-    """Run to the end; stdout and stderr as text."""
-    return subprocess.run(
-        command(script, *arguments, ranks=ranks),
-        env=environment(),
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
+def our_command(script: str | Path, *arguments: str, ranks: int) -> list[str]:
+    """The same under `nezha-ds launch`."""
+    return [str(OURS), "launch", "--ranks", str(ranks), "--script", str(script), "--", *arguments]
+
+
+def run_well(words: list[str], timeout: int = 900) -> str:
+    """Run what `command` or `our_command` says to the end and expect exit code 0; everything that was printed."""
+    done = subprocess.run(
+        words, env=environment(), cwd=REPOSITORY, capture_output=True, text=True, timeout=timeout, check=False
     )
-
-
-def run_well(script: str | Path, *arguments: str, ranks: int, timeout: int = 900) -> str:
-    """Run to the end and expect exit code 0; everything that was printed."""
-    done = run(script, *arguments, ranks=ranks, timeout=timeout)
     printed = done.stdout + done.stderr
     assert done.returncode == 0, printed[-5000:]
     return printed

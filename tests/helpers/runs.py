@@ -72,9 +72,9 @@ class Run:
         return ["--recipe", str(self.recipe), "--deepspeed_config", str(self.ds_config), *overrides]
 
     def finish(self, world_size: int = 1) -> str:
-        """Run to the end under the deepspeed launcher, or as one process without it."""
+        """Run to the end under `nezha-ds launch`, or as one process without it."""
         if world_size > 1:
-            return ranks.run_well(self.script or SCRIPT, *self.arguments, ranks=world_size)
+            return ranks.run_well(ranks.our_command(self.script or SCRIPT, *self.arguments, ranks=world_size))
         done = self.attempt()
         assert done.returncode == 0, done.stderr[-5000:]
         return done.stdout + done.stderr

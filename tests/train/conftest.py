@@ -2,12 +2,12 @@
 
 import pytest
 
-from tests.helpers import runs
+from tests.helpers import ranks, runs
 
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory, warm, embedded):
-    """Twelve steps on two ranks in bf16 under ZeRO-1, dropout on, with checkpoints at 4, 8 and 12."""
+    """Twelve steps under `deepspeed` on two ranks in bf16 and ZeRO-1, dropout on, with checkpoints at 4, 8 and 12."""
     run = runs.make(tmp_path_factory.mktemp("undisturbed"), embedded, **runs.BF16)
-    run.finish(world_size=2)
+    ranks.run_well(ranks.command(runs.SCRIPT, *run.arguments, ranks=2))
     return run

@@ -158,7 +158,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, embedded: Path, extens
 @pytest.mark.usefixtures("warm")
 class TestRealRanks:
     def test_gradients_are_means_over_each_batch(self, tmp_path: Path) -> None:
-        ranks.run_well("tests/train/scripts/growing_batches.py", str(tmp_path), ranks=2)
+        ranks.run_well(ranks.our_command("tests/train/scripts/growing_batches.py", str(tmp_path), ranks=2))
         found = json.loads((tmp_path / "differences.json").read_text())
         assert found["moved"] > 0.05
         assert max(found[f"stage {stage}"] for stage in range(3)) < 1e-5 * found["moved"]

@@ -28,7 +28,7 @@ def train(run: runs.Run, told: Path, world_size: int, attempt: str, patch: pytes
     """To the end, with what each rank trained on below `told`."""
     patch.setenv("FOLDER", str(told))
     patch.setenv("ATTEMPT", attempt)
-    return ranks.run_well(SCRIPT, *run.arguments, ranks=world_size)
+    return ranks.run_well(ranks.our_command(SCRIPT, *run.arguments, ranks=world_size))
 
 
 def samples(told: Path, attempt: str, world_size: int) -> list[dict[str, str]]:

@@ -24,7 +24,7 @@ def told(tmp_path_factory: pytest.TempPathFactory, extensions: Path) -> dict[str
     with pytest.MonkeyPatch.context() as patch:
         # On every machine a processor whose instructions end before AVX512-FP16.
         patch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
-        ranks.run_well(SCRIPT, str(folder), ranks=2)
+        ranks.run_well(ranks.our_command(SCRIPT, str(folder), ranks=2))
     return json.loads((folder / "told.json").read_text())
 
 

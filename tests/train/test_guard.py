@@ -133,7 +133,7 @@ def test_every_weight_and_moment_counts(where, bad):
 @pytest.fixture(scope="module")
 def engines(tmp_path_factory, extensions, warm):
     folder = tmp_path_factory.mktemp("engines")
-    ranks.run_well("tests/train/scripts/gradients_under_zero.py", str(folder), ranks=2)
+    ranks.run_well(ranks.our_command("tests/train/scripts/gradients_under_zero.py", str(folder), ranks=2))
     return json.loads((folder / "results.json").read_text())
 
 
