@@ -78,6 +78,11 @@ class Loader(Iterator[Batch]):
         """The sample number from which a new loader goes on; a step that was not served whole is served again."""
         return self._share.position(self.served)
 
+    @property
+    def ready(self) -> int:
+        """Micro-batches that are made and not handed out yet."""
+        return len(self._ready)
+
     def take_source_tokens(self) -> dict[str, int]:
         """Text tokens of each source in the micro-batches handed out since the last call."""
         before, self._told = self._told, self.statistics.sources

@@ -1,26 +1,31 @@
 """The present value of every series, filled from events and read by whoever shows it: a scrape, a text file.
 
-One thread writes, any may read, under one lock: a reader sees an event whole or not at all. Taking in a record costs
-60 µs, reading everything about 1 ms.
+Any thread may write and any may read, under one lock: a reader sees an event whole or not at all. What changes without
+an event, as what each rank is at, is asked for when somebody reads. Taking in a record costs 60 µs, reading everything
+about 1 ms.
 """
 
 import threading
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import accumulate, product
 
 from prometheus_client.core import Metric as Family
 from prometheus_client.registry import Collector
 
 from nezha_ds.observe.events import Event
-from nezha_ds.observe.metrics import ANY, BY_NAME, TABLE, Metric, Value, values_of
+from nezha_ds.observe.metrics import ANY, BY_NAME, TABLE, Metric, Value
+from nezha_ds.observe.values import values_of
 
 
 class Board(Collector):
-    """The present value of every series of a table; written by one thread, read by any."""
+    """The present value of every series of a table."""
 
-    def __init__(self, run: str, table: Iterable[Metric] = TABLE) -> None:
-        self._run = run
+    def __init__(
+        self, run: str, table: Iterable[Metric] = TABLE, live: Callable[[], Iterable[Value]] = lambda: ()
+    ) -> None:
+        """`live` is called at each reading, in the reader's thread: what is true at that moment."""
+        self._run, self._live = run, live
         self._lock = threading.Lock()
         self._table = tuple(table)
         self._series: dict[str, dict[tuple[str, ...], _Series]] = {
@@ -29,7 +34,10 @@ class Board(Collector):
 
     def update(self, event: Event) -> None:
         """Apply all values of one event at once. Values that this board's table leaves to another node are dropped."""
-        values = values_of(event)
+        self.add(values_of(event))
+
+    def add(self, values: Iterable[Value]) -> None:
+        """The same for values that belong to no event."""
         with self._lock:
             for value in values:
                 metric = BY_NAME[value.name]
@@ -39,6 +47,7 @@ class Board(Collector):
 
     def collect(self) -> Iterable[Family]:
         """All families, with those that have no value yet."""
+        self.add(self._live())
         with self._lock:
             return [self._family(metric) for metric in self._table]
 

@@ -25,6 +25,21 @@ class _Event(BaseModel):
     """Optimizer steps done since the run's very first, across restarts."""
 
 
+class RankMemory(BaseModel):
+    """A rank's memory at a log step, in bytes: its device's, or on a CPU its process's."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    allocated: int
+    """What it holds now."""
+    peak: int
+    """The most that it has held in this attempt."""
+    limit: int
+    """What the device has; on a CPU, what the host or container has for all processes."""
+    retries: int | None = None
+    """Allocations since the last record that had to free cached memory first; None on a CPU."""
+
+
 class Start(_Event):
     """The run begins, or goes on at `step` after a restart."""
 
@@ -50,6 +65,10 @@ class Start(_Event):
     """The checkpoint of another run from which this one began, where there was one."""
     passed_over: int = 0
     """Checkpoints newer than the one that the run goes on from, which did not verify."""
+    attempt: int = 1
+    """How often the run was started, this time included."""
+    replayed: int = 0
+    """Steps that earlier attempts had made beyond `step`, and that are made again."""
 
 
 class Record(_Event):
@@ -101,6 +120,21 @@ class Record(_Event):
     """Wall time of each step of the interval, on the rank that writes."""
     phase_seconds: Mapping[str, float]
     """Wall time by phase (`metrics.PHASES`) on the same rank. On a GPU it tells where the host waits."""
+
+    rank_busy_seconds: tuple[float, ...] = ()
+    """Time in which each rank computed in the interval's steps, by rank: without waits for data and other ranks."""
+    rank_memory: tuple[RankMemory, ...] = ()
+    """By rank."""
+    stalled_steps: int = 0
+    """Steps that waited for data for more than a tenth of their time, on the rank where they were most."""
+    prefetched_batches: int | None = None
+    """Micro-batches that lay ready in the loader of the rank that writes."""
+
+    @property
+    def relative_performance(self) -> tuple[float, ...]:
+        """The fastest rank's computing time as a share of each one's: 0.5 is half as fast. Empty where not measured."""
+        busy = self.rank_busy_seconds
+        return tuple(min(busy) / seconds if seconds else 1.0 for seconds in busy)
 
     @property
     def tokens_per_second(self) -> float:

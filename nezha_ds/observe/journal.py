@@ -3,14 +3,16 @@
 A line is handed to the kernel in one write, so it outlives `kill -9`; a line torn by a power cut or a full disk is cut
 off before the next one follows. Nothing is ever rewritten: after a resume from step s the lines beyond s stay, and
 `history` tells which lines led to where the run is now. NaN and infinities are the strings "NaN", "Infinity" and
-"-Infinity". A line costs about 5 µs and 500 bytes.
+"-Infinity". A line costs about 5 µs and 200 bytes; that of a log step 2 kB, 100 bytes of them a rank.
 
 A journal that cannot be written is not worth a run: the first failure is a warning, the lines lost are counted, and
 training goes on. Only at the start, when nothing is lost yet, is it an error.
 """
 
 import logging
+import mmap
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
@@ -20,10 +22,10 @@ from pydantic import Field, TypeAdapter, ValidationError
 from nezha_ds.errors import DataError
 from nezha_ds.files import make_folder, unwritable
 from nezha_ds.observe.events import Event, Start
-
-METRICS_FILE = "metrics.jsonl"
+from nezha_ds.observe.layout import METRICS_FILE
 
 log = logging.getLogger(__name__)
+_MADE = re.compile(rb'"step":(\d+),"kind":"(?!trouble)')
 _EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="kind")])
 
 
@@ -81,6 +83,14 @@ def read_metrics(path: Path) -> list[Event]:
     return [_parse(path, number, line) for number, line in enumerate(lines, 1) if line.endswith(b"\n")]
 
 
+def event_of(line: bytes) -> Event | None:
+    """The event of one line; None when it is none, of this version at least."""
+    try:
+        return _EVENT.validate_json(line)
+    except ValidationError:
+        return None
+
+
 def history(events: Iterable[Event]) -> list[Event]:
     """The events that led to where the run is now: a start at step s undoes whatever came after s."""
     kept: list[Event] = []
@@ -89,6 +99,17 @@ def history(events: Iterable[Event]) -> list[Event]:
             kept = [earlier for earlier in kept if isinstance(earlier, Start) or earlier.step <= event.step]
         kept.append(event)
     return kept
+
+
+def highest_step(path: Path) -> int:
+    """The highest step that any line of a journal says was made, 0 without one; the step of a trouble was not.
+
+    A search, as a long run's journal takes a second to parse: 0.1 s for 100 MB.
+    """
+    if not path.exists() or not path.stat().st_size:
+        return 0
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as lines:
+        return max((int(found[1]) for found in _MADE.finditer(lines)), default=0)
 
 
 def _parse(path: Path, number: int, line: bytes) -> Event:
@@ -103,7 +124,7 @@ def _whole_lines(path: Path) -> int:
     """Bytes up to and including the last line end."""
     with path.open("rb") as file:
         end = file.seek(0, os.SEEK_END)
-        # A line is about 500 bytes; 1 MiB holds any, so what has no line end there is no journal's line.
+        # A line is about 2 kB, 100 kB with 1,024 ranks; 1 MiB without a line end is no journal's.
         start = max(0, end - (1 << 20))
         file.seek(start)
         return start + file.read().rfind(b"\n") + 1

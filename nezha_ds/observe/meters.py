@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from nezha_ds.observe.metrics import PHASES
 
 Clock = Callable[[], float]
+STALLED = 0.1
+"""Share of a step's time from which on it waits too long for data."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,8 @@ class Taken:
     step_seconds: tuple[float, ...]
     phase_seconds: dict[str, float]
     """Every phase, 0 where nothing was timed."""
+    stalled_steps: int
+    """Steps of which the wait for data took more than `STALLED`."""
     counts: dict[str, int]
 
 
@@ -42,14 +46,16 @@ class Interval:
         self._started = self._clock()
         self._steps: list[float] = []
         self._phases: dict[str, float] = dict.fromkeys(PHASES, 0.0)
+        self._stalled = 0
         self._counts: Counter[str] = Counter()
 
     @contextmanager
     def step(self) -> Generator[None]:
         """Time one step. A step that raises is not counted."""
-        started = self._clock()
+        started, waited = self._clock(), self._phases["data_wait"]
         yield
         self._steps.append(self._clock() - started)
+        self._stalled += self._phases["data_wait"] - waited > STALLED * self._steps[-1]
 
     @contextmanager
     def time(self, phase: str) -> Generator[None]:
@@ -67,7 +73,8 @@ class Interval:
 
     def take(self) -> Taken:
         """The interval so far; a new one begins."""
-        taken = Taken(self._clock() - self._started, tuple(self._steps), self._phases, dict(self._counts))
+        seconds, counts = self._clock() - self._started, dict(self._counts)
+        taken = Taken(seconds, tuple(self._steps), self._phases, self._stalled, counts)
         self._begin()
         return taken
 

@@ -4,8 +4,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from nezha_ds.observe.events import Copy, Evaluation, Record, Save, Snapshot, Start, Stop, Trouble
-from nezha_ds.observe.metrics import OBJECTIVES, PARTS, PHASES
+from nezha_ds.observe.events import Copy, Evaluation, RankMemory, Record, Save, Snapshot, Start, Stop, Trouble
+from nezha_ds.observe.metrics import OBJECTIVES, PARTS, PHASES, Value
 
 
 def start(**changes: Any) -> Start:
@@ -57,9 +57,26 @@ def record(step: int = 10, **changes: Any) -> Record:
         "peak_flops": 1e13,
         "seconds": 12.0,
         "step_seconds": (1.0,) * 10,
+        "rank_busy_seconds": (8.0, 9.0),
+        "rank_memory": (memory(), memory()),
+        "stalled_steps": 2,
+        "prefetched_batches": 4,
         "phase_seconds": {"data_wait": 0.6, "forward": 3.0, "backward": 5.0, "optimizer": 1.0, "evaluation": 2.0},
     }
     return Record(**{**fields, **changes})
+
+
+def memory(**changes: Any) -> RankMemory:
+    return RankMemory(**{"allocated": 3 << 30, "peak": 4 << 30, "limit": 80 << 30, "retries": 1, **changes})
+
+
+def of_the_server() -> list[Value]:
+    """What the exporter tells of itself."""
+    return [
+        Value("nezha_exporter_collect_duration_seconds", 0.002),
+        Value("nezha_exporter_requests_total", 1, {"path": "metrics", "code": "200"}),
+        Value("nezha_exporter_refused_connections_total", 0),
+    ]
 
 
 def evaluation(step: int = 10, loss: float = 6.0, **changes: Any) -> Evaluation:
@@ -120,6 +137,10 @@ records = st.builds(
     real_tokens=counts,
     masked_tokens=counts,
     source_tokens=st.dictionaries(st.text(min_size=1), counts),
+    rank_busy_seconds=st.lists(st.floats(0, 1e4), max_size=4).map(tuple),
+    rank_memory=st.lists(st.builds(memory, retries=st.none() | counts), max_size=4).map(tuple),
+    prefetched_batches=st.none() | counts,
+    stalled_steps=counts,
     masked_ratio=st.floats(0, 1),
     step_seconds=st.lists(st.floats(0, 1e4), max_size=4).map(tuple),
     phase_seconds=st.dictionaries(st.sampled_from(PHASES), st.floats(0, 1e4)),

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nezha_ds.errors import DataError, LaunchError
-from nezha_ds.observe.events import Record
-from nezha_ds.observe.journal import MetricsFile, history, read_metrics
-from tests.observe.samples import evaluation, events, record, save, start
+from nezha_ds.observe.events import Record, Start
+from nezha_ds.observe.journal import MetricsFile, highest_step, history, read_metrics
+from tests.observe.samples import evaluation, events, record, save, start, trouble
 
 ROOT = Path(__file__).parents[2]
 
@@ -160,3 +160,35 @@ def test_history_holds_no_step_twice_beyond_a_restart(some_events):
     for place, event in enumerate(kept):
         if event.kind == "start":
             assert all(earlier.step <= event.step or earlier.kind == "start" for earlier in kept[:place])
+
+
+def test_the_highest_step_is_the_highest_that_was_made(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert highest_step(path) == 0
+    write(path, [])
+    assert highest_step(path) == 0
+    # The second attempt came less far than the first; the step of a trouble was not made.
+    write(path, [start(), record(40), save(35), trouble(41), start(step=35), record(38), evaluation(38)])
+    assert highest_step(path) == 40
+
+
+@settings(max_examples=50)
+@given(st.lists(events, max_size=5))
+def test_the_highest_step_is_that_of_the_events(tmp_path_factory, some_events):
+    """Whatever text is in them, such as the name of a run that looks like a step."""
+    path = tmp_path_factory.mktemp("journal") / "metrics.jsonl"
+    write(path, [*some_events, start(run='","step":999999,"kind":"record"')])
+    made = [event.step for event in some_events if event.kind != "trouble"]
+    assert highest_step(path) == max(made, default=0)
+
+
+def test_a_journal_from_before_ranks_were_told_of_still_reads(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    write(path, [start(), record()])
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    added = {"attempt", "replayed", "rank_busy_seconds", "rank_memory", "stalled_steps", "prefetched_batches"}
+    assert added <= {name for line in lines for name in line}
+    path.write_text("".join(f"{json.dumps({k: v for k, v in line.items() if k not in added})}\n" for line in lines))
+    began, told = read_metrics(path)
+    assert isinstance(began, Start) and (began.attempt, began.replayed) == (1, 0)
+    assert isinstance(told, Record) and told.relative_performance == told.rank_memory == ()

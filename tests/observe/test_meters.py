@@ -49,6 +49,22 @@ def test_taking_begins_anew_and_loses_no_time():
     assert first.phase_seconds is not second.phase_seconds
 
 
+def test_a_step_that_waits_for_data_for_more_than_a_tenth_of_its_time_is_stalled():
+    clock = Clock()
+    interval = Interval(clock)
+    # The waits of a step's micro-batches together; what is waited outside of steps is no step's.
+    for waits in ((0.5, 0.5), (0.5, 0.75), (0.0,)):
+        with interval.step():
+            for wait in waits:
+                with interval.time("data_wait"):
+                    clock.sleep(wait)
+            clock.sleep(10.0 - sum(waits))
+        with interval.time("data_wait"):
+            clock.sleep(9.0)
+    assert interval.take().stalled_steps == 1
+    assert interval.take().stalled_steps == 0
+
+
 def test_a_step_that_fails_is_not_a_step_but_its_phases_took_time():
     clock = Clock()
     interval = Interval(clock)
