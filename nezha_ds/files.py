@@ -9,8 +9,10 @@ from pathlib import Path
 from nezha_ds.errors import LaunchError
 
 
-def write_atomically(path: Path, *parts: bytes | memoryview | str) -> None:
+def write_atomically(path: Path, *parts: bytes | memoryview | str, mode: int | None = None) -> None:
     """Write the parts, one after another, under a temporary name beside `path`, sync, rename, sync the folder.
+
+    `mode` are its rights from the first moment on, where they are not the umask's.
 
     A reader sees the old file, the new one, or none; so does the next start after a power cut. LaunchError when the
     disk is full or the folder cannot be written; then nothing is left behind.
@@ -21,6 +23,8 @@ def write_atomically(path: Path, *parts: bytes | memoryview | str) -> None:
         with temporary.open("wb") as file:
             for part in parts:
                 file.write(part.encode() if isinstance(part, str) else part)
+            if mode is not None:
+                os.fchmod(file.fileno(), mode)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -7,28 +7,51 @@ import socket
 import sys
 import threading
 import urllib.request
+from contextlib import closing
 
 import pytest
 from hypothesis import given, settings
+from prometheus_client import generate_latest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from nezha_ds.errors import LaunchError
 from nezha_ds.observe.board import Board, _Series
-from nezha_ds.observe.exporter import Exporter, ExporterSettings, open_exporter
+from nezha_ds.observe.exporter import ExporterSettings, open_exporter
 from nezha_ds.observe.metrics import BY_NAME, TABLE, Value
+from nezha_ds.observe.pulse import Pulse
 from nezha_ds.world import World
 from tests.helpers.ranks import free_port
-from tests.observe.samples import copy, evaluation, events, record, save, snapshot, start, stop, trouble
+from tests.observe.samples import (
+    copy,
+    evaluation,
+    events,
+    of_the_server,
+    record,
+    save,
+    snapshot,
+    start,
+    stop,
+    trouble,
+)
 
 ALL = (start(), record(), evaluation(), snapshot(), save(), copy(), stop(), trouble())
+AFTER_A_STEP = {"nezha_train_last_step_timestamp_seconds"}
 
 
 @pytest.fixture
-def exporter():
-    exporter = Exporter(ExporterSettings(port=0), Board("demo"))
+def exporter(tmp_path):
+    exporter = opened(tmp_path, "demo", port=0)
     yield exporter
     exporter.close()
+
+
+def opened(folder, run, **chosen):
+    """An exporter of a run of one rank."""
+    with closing(Pulse.open(folder, World())) as pulse:
+        exporter = open_exporter(ExporterSettings(**chosen), World(), run, pulse)
+    assert exporter
+    return exporter
 
 
 def scrape(exporter, accept="text/plain"):
@@ -64,9 +87,10 @@ def test_the_exposition_lists_the_table_and_nothing_else(exporter):
 def test_every_series_names_its_run_and_has_help(exporter):
     for event in ALL:
         exporter.update(event)
+    exporter._board.add(of_the_server())
     text = scrape(exporter)
     names = {family.name for family in parse(text) if family.samples and family.documentation}
-    assert names == {metric.name.removesuffix("_total") for metric in TABLE}
+    assert names == {metric.name.removesuffix("_total") for metric in TABLE if metric.name not in AFTER_A_STEP}
     assert all(sample.labels["run"] == "demo" for family in parse(text) for sample in family.samples)
 
 
@@ -93,8 +117,8 @@ def test_gauges_are_set_counters_grow_histograms_count(exporter):
     assert [found[bucket, ("le", le)] for le in ("0.05", "1.0", "2.0", "200.0", "+Inf")] == [1, 1, 3, 3, 4]
 
 
-def test_counters_start_at_zero_and_gauges_are_absent_until_known(exporter):
-    found = samples(scrape(exporter))
+def test_counters_start_at_zero_and_gauges_are_absent_until_known():
+    found = samples(generate_latest(Board("demo")).decode())
     assert found["nezha_train_tokens_total", ("kind", "masked")] == 0
     assert found["nezha_checkpoint_saves_total", ("result", "failure")] == 0
     assert {BY_NAME[re.sub("_(bucket|sum|count)$", "", name)].kind for name, *_ in found} == {"counter", "histogram"}
@@ -111,13 +135,9 @@ def test_a_loss_that_is_not_a_number_is_shown_as_such(exporter):
 @given(events)
 def test_no_event_can_break_the_exposition(event):
     """Run names, splits and job numbers are any text; the parser must find one value for each label."""
-    from prometheus_client import CollectorRegistry, generate_latest
-
-    registry = CollectorRegistry()
     board = Board('quo"te\\\n')
-    registry.register(board)
     board.update(event)
-    parsed = list(parse(generate_latest(registry).decode()))
+    parsed = list(parse(generate_latest(board).decode()))
     assert {sample.labels["run"] for family in parsed for sample in family.samples} == {'quo"te\\\n'}
 
 
@@ -151,47 +171,51 @@ def test_an_event_is_seen_whole_or_not_at_all(monkeypatch):
     assert (counted["nezha_train_samples"], counted["nezha_train_tokens"]) == ([1], [1, 1, 1])
 
 
-def test_nodes_beyond_the_first_export_only_what_is_theirs():
+def test_nodes_beyond_the_first_export_only_what_is_theirs(tmp_path):
     second_node = World(rank=2, world_size=4, local_rank=0, local_world_size=2, node=1)
-    exporter = open_exporter(ExporterSettings(port=0), second_node, "demo")
+    pulse = Pulse.open(tmp_path, second_node)
+    exporter = open_exporter(ExporterSettings(port=0), second_node, "demo", pulse)
     assert exporter is not None
     for event in ALL:
         exporter.update(event)
     found = {name for name, *_ in samples(scrape(exporter))}
     exporter.close()
-    assert "nezha_build_info" in found and "nezha_train_last_step_timestamp_seconds" in found
+    pulse.close()
+    assert found >= {"nezha_build_info", "nezha_train_step_duration_seconds_count", "nezha_run_state"}
     assert not found & {"nezha_train_tokens_total", "nezha_train_loss", "nezha_run_world_size"}
 
 
-def test_who_has_an_exporter():
+def test_who_has_an_exporter(tmp_path):
     other_rank = World(rank=1, world_size=2, local_rank=1, local_world_size=2)
-    assert open_exporter(ExporterSettings(), other_rank, "demo") is None
-    assert open_exporter(ExporterSettings(enabled=False), World(), "demo") is None
+    pulse = Pulse.open(tmp_path, other_rank)
+    assert open_exporter(ExporterSettings(), other_rank, "demo", pulse) is None
+    assert open_exporter(ExporterSettings(enabled=False), World(), "demo", pulse) is None
+    pulse.close()
 
 
-def test_two_runs_on_one_machine_both_get_a_port(exporter, caplog):
+def test_two_runs_on_one_machine_both_get_a_port(exporter, tmp_path, caplog):
     _, port = address(exporter)
     with caplog.at_level(logging.WARNING, logger="nezha_ds"):
-        second = Exporter(ExporterSettings(port=port), Board("second"))
+        second = opened(tmp_path, "second", port=port)
     assert f"port {port} is taken" in caplog.text and second.url in caplog.text
     assert port < address(second)[1] <= port + 15
     assert 'run="second"' in scrape(second)
     second.close()
 
 
-def test_closing_frees_the_port():
-    first = Exporter(ExporterSettings(port=free_port()), Board("first"))
+def test_closing_frees_the_port(tmp_path):
+    first = opened(tmp_path, "first", port=free_port())
     _, port = address(first)
     first.close()
-    second = Exporter(ExporterSettings(port=port), Board("second"))
+    second = opened(tmp_path, "second", port=port)
     assert address(second)[1] == port
     second.close()
 
 
-def test_an_address_that_is_not_ours_is_an_error_with_a_way_out():
+def test_an_address_that_is_not_ours_is_an_error_with_a_way_out(tmp_path):
     # 192.0.2.0/24 is for documentation only: no machine has it.
-    with pytest.raises(LaunchError, match=r"192\.0\.2\.1:29600 .*exporter\.enabled"):
-        Exporter(ExporterSettings(host="192.0.2.1"), Board("demo"))
+    with pytest.raises(LaunchError, match=r"192\.0\.2\.1:29600 \(Cannot assign requested address\).*exporter\.enabled"):
+        opened(tmp_path, "demo", host="192.0.2.1")
 
 
 def test_it_listens_on_the_loopback_unless_told_otherwise(exporter):
