@@ -6,9 +6,10 @@ from itertools import pairwise
 
 import numpy as np
 
-from nezha_ds.corpus.charts import Axis, Series, bar_chart, log_axis, named_axis
 from nezha_ds.corpus.inspect import Counts, edges
 from nezha_ds.corpus.masks import Masks
+from nezha_ds.pages.charts import Axis, Series, bar_chart, log_axis, named_axis
+from nezha_ds.pages.html import figure
 
 LONGEST_SHOWN_WORD = 8
 """Longer words share the last bar."""
@@ -28,7 +29,7 @@ def length_figure(title: str, things: str, counts: Counts, mean: float) -> str:
     # Bins are not equally wide: where a bar's area is its share, none stands out for its width.
     heights = [share / math.log2(end / start) for (start, end), share in zip(pairwise(bounds), shares, strict=True)]
     series = Series("corpus", heights, hints)
-    return _figure(title, said, bar_chart(title, said, [series], log_axis("tokens", bounds), "share per doubling"))
+    return figure(title, said, bar_chart(title, said, [series], log_axis("tokens", bounds), "share per doubling"))
 
 
 def word_figure(lengths: Counts, masks: Masks) -> str:
@@ -42,7 +43,7 @@ def word_figure(lengths: Counts, masks: Masks) -> str:
     legend = f'<span class="key corpus"></span>all words <span class="key chosen"></span>{masked}'
     said = "Words of the corpus beside those that masking chose, by length."
     axis = named_axis("tokens of a word", names)
-    return _figure("Words", legend, bar_chart("Words", said, series, axis, "share of words"))
+    return figure("Words", legend, bar_chart("Words", said, series, axis, "share of words"))
 
 
 def _word_series(name: str, things: str, names: Sequence[str], counts: Sequence[int]) -> Series:
@@ -72,11 +73,7 @@ def fill_figure(masks: Masks) -> str:
     ]
     series = Series("corpus", [count / total for count in counts], hints)
     axis = Axis("places that hold tokens", range(11), [(tenth, f"{10 * tenth}%") for tenth in range(0, 11, 2)])
-    return _figure("Samples", said, bar_chart("Samples", said, [series], axis, "share of samples"))
-
-
-def _figure(title: str, said: str, drawing: str) -> str:
-    return f"<figure><figcaption><h3>{title}</h3><p>{said}</p></figcaption>{drawing}</figure>\n"
+    return figure("Samples", said, bar_chart("Samples", said, [series], axis, "share of samples"))
 
 
 def quantile(counts: Counts, bounds: Sequence[int], share: float) -> int:

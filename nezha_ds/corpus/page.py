@@ -19,11 +19,11 @@ from nezha_ds.corpus.figures import fill_figure, length_figure, word_figure
 from nezha_ds.corpus.inspect import Statistics, told, word
 from nezha_ds.corpus.masks import OUTCOMES, Masks, Row, shares
 from nezha_ds.corpus.report import Report
+from nezha_ds.pages.html import document, table, tiles
 from nezha_ds.shards import ShardEntry
 from nezha_ds.text.vocab import Vocabulary
 
 STYLE = Path(__file__).with_name("page.css")
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 SHOWN_SHARDS = 12
 """Rows of the table of shards; the rest is summed up."""
 SHOWN_NAMES = 8
@@ -46,30 +46,20 @@ def page(folder: Path, found: Statistics, masks: Masks, vocabulary: Vocabulary, 
             f'<footer class="soft"><small>Written by nezha-ds {escape(nezha_ds.__version__)} inspect.</small></footer>',
         ]
     )
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<title>{escape(str(folder))}: what it holds</title>\n<link rel="icon" href="data:,">\n'
-        f"<style>\n{STYLE.read_text(encoding='utf-8')}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
-    )
+    return document(f"{folder}: what it holds", body, STYLE.read_text(encoding="utf-8"))
 
 
 # ----------------------------------------------------------------------------------------------------------- the counts
 
 
 def _head(folder: Path, found: Statistics) -> str:
-    tiles = {
-        **told(found),
-        "single-token entropy": f"{found.unigram_entropy:.2f} nats",
-    }
-    cells = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in tiles.items())
+    counted = {**told(found), "single-token entropy": f"{found.unigram_entropy:.2f} nats"}
     fingerprint = found.manifest.fingerprint
     return (
         f"<header><h1>{escape(str(folder))}</h1>\n"
         f'<p class="soft">Prepared text, fingerprint <code title="{fingerprint}">{fingerprint[:16]}</code>. The '
         "entropy is the loss of whoever knows only how frequent each token is: what a model must beat.</p></header>\n"
-        f'<dl class="tiles">{cells}</dl>'
+        f"{tiles(counted)}"
     )
 
 
@@ -115,7 +105,7 @@ def _masking(masks: Masks) -> str:
         + (f" Second segments: {shares(masks.pairs)}." if masks.pairs else "")
     )
     head = ("", "asked", "achieved", "tokens")
-    return f"<section>\n<h2>Masking</h2>\n<p>{escape(counted)}</p>\n{_table(head, rows, kind='narrow')}</section>"
+    return f"<section>\n<h2>Masking</h2>\n<p>{escape(counted)}</p>\n{table(head, rows, kind='narrow')}</section>"
 
 
 def _samples(masks: Masks, vocabulary: Vocabulary) -> str:
@@ -211,8 +201,8 @@ def _preparation(found: Statistics) -> str:
     ]
     head = ("source", "weight", *_SUMMED)
     return (
-        f"<section>\n<h2>Preparation</h2>\n{_table(('', ''), rows, kind='narrow words', numbers=False)}"
-        f"{_table(head, sources, more=(1, 3, 4))}</section>"
+        f"<section>\n<h2>Preparation</h2>\n{table(('', ''), rows, kind='narrow words', numbers=False)}"
+        f"{table(head, sources, more=(1, 3, 4))}</section>"
     )
 
 
@@ -228,7 +218,7 @@ def _input(report: Report | None) -> str:
     ]
     faults = "".join(f"<li>{escape(fault)}</li>" for fault in report.first_faults[:SHOWN_NAMES])
     return (
-        f"<section>\n<h2>Input</h2>\n{_table(('', ''), rows, kind='narrow')}"
+        f"<section>\n<h2>Input</h2>\n{table(('', ''), rows, kind='narrow')}"
         + (f'<p class="soft">The first faults:</p><ul>{faults}</ul>' if faults else "")
         + "</section>"
     )
@@ -242,8 +232,8 @@ def _shards(entries: Sequence[ShardEntry]) -> str:
     cut = f'<p class="soft">The first {SHOWN_SHARDS} of {len(entries):,}.</p>\n' if len(entries) > SHOWN_SHARDS else ""
     foot = (f"all {len(entries):,}", "", "", *_sums(entries), "")
     head = ("shard", "split", "source", *_SUMMED, "SHA-256")
-    table = _table(head, rows, foot, more=(1, 2, 4, 5, 8))
-    return f"<section>\n<h2>Shards</h2>\n{cut}{table}</section>"
+    shown = table(head, rows, foot, more=(1, 2, 4, 5, 8))
+    return f"<section>\n<h2>Shards</h2>\n{cut}{shown}</section>"
 
 
 _SUMMED = ("documents", "sentences", "words", "tokens", "MB")
@@ -268,34 +258,3 @@ def _hash(digest: str) -> str:
 def _names(names: Sequence[str]) -> str:
     more = f" and {len(names) - SHOWN_NAMES:,} more" if len(names) > SHOWN_NAMES else ""
     return escape(", ".join(names[:SHOWN_NAMES]) + more)
-
-
-def _table(
-    head: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    foot: Sequence[str] = (),
-    kind: str = "",
-    more: Sequence[int] = (),
-    numbers: bool = True,
-) -> str:
-    """Rows of HTML cells. Cells that are numbers go to the right; a phone leaves out the columns in `more`."""
-    right = {
-        column
-        for column in range(len(head))
-        if numbers and all(row[column].replace(",", "").replace(".", "").rstrip("%").isdigit() for row in rows)
-    }
-
-    def line(cells: Sequence[str], tag: str = "td") -> str:
-        return "".join(
-            f"<{tag}{_classes(column in right, column in more)}>{cell}</{tag}>" for column, cell in enumerate(cells)
-        )
-
-    top = f"<thead><tr>{line(head, 'th')}</tr></thead>" if any(head) else ""
-    end = f"<tfoot><tr>{line(foot)}</tr></tfoot>" if foot else ""
-    body = "".join(f"<tr>{line(row)}</tr>\n" for row in rows)
-    return f'<table class="{kind}">{top}<tbody>{body}</tbody>{end}</table>\n'
-
-
-def _classes(right: bool, more: bool) -> str:
-    names = " ".join(name for name, there in (("n", right), ("more", more)) if there)
-    return f' class="{names}"' if names else ""

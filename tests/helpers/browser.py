@@ -58,12 +58,40 @@ class Browser:
     def requests(self) -> list[str]:
         """The addresses that were asked for since the last look at the network."""
         events = [json.loads(entry["message"])["message"] for entry in self.log("performance")]
-        return [each["params"]["request"]["url"] for each in events if each["method"] == "Network.requestWillBeSent"]
+        asked = [each["params"] for each in events if each["method"] == "Network.requestWillBeSent"]
+        # What Chromium's own first page asks for may come late, behind the page that was opened.
+        return [each["request"]["url"] for each in asked if not each["documentURL"].startswith("chrome")]
 
     def picture(self, path: Path) -> None:
         """The whole page as a PNG."""
         shot = self.devtools("Page.captureScreenshot", format="png", captureBeyondViewport=True)
         path.write_bytes(b64decode(shot["data"]))
+
+
+def faint_text(window: Browser) -> list[str]:
+    """Pairs of colours, text and what is behind it, that are nearer than 4.5 to 1, which WCAG 2 asks for."""
+    pairs = window.ask("""[...new Set([...document.querySelectorAll(
+        'p, dt, dd, td, th, span, b, small, text, label, summary, legend, pre')]
+        .filter(e => e.textContent.trim() && e.getClientRects().length).map(e => {
+            let behind = e;
+            while (getComputedStyle(behind).backgroundColor == 'rgba(0, 0, 0, 0)') behind = behind.parentElement;
+            const style = getComputedStyle(e);
+            return (e.tagName == 'text' ? style.fill : style.color) + getComputedStyle(behind).backgroundColor;
+        }))]""")
+    assert len(pairs) > 3
+    return [pair for pair in pairs if _contrast([int(number) for number in re.findall(r"\d+", pair)]) < 4.5]
+
+
+def _contrast(numbers: list[int]) -> float:
+    bright, dim = sorted((_luminance(numbers[:3]), _luminance(numbers[3:])), reverse=True)
+    return (bright + 0.05) / (dim + 0.05)
+
+
+def _luminance(colour: list[int]) -> float:
+    """Relative luminance of an sRGB colour, as WCAG 2 defines it."""
+    parts = [part / 255 for part in colour]
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
 def post(url: str, body: dict[str, Any], method: str = "POST") -> Any:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from html import escape
 from statistics import mean
 
-from nezha_ds.corpus.charts import scale
+from nezha_ds.pages.charts import scale
 
 WIDTH, LEFT, RIGHT = 860, 270, 40
 ROW, HEAD, FOOT = 22, 44, 40

@@ -1,0 +1,1 @@
+"""HTML pages of ours: one file each, which fetches nothing."""
