@@ -153,6 +153,8 @@ def _tells(env: Mapping[str, str], rank: str, size: str) -> bool:
 
 
 def _local_world_size(env: Mapping[str, str], name: str | None, world_size: int) -> int:
+    if name == "LOCAL_WORLD_SIZE" and name not in env:
+        name = "LOCAL_SIZE"  # which is what deepspeed's launch.py calls it
     if name is not None and name in env:
         return _number(env, name)
     # Slurm writes `4(x2),3` for two nodes of four tasks and one of three; the number for this node comes first in

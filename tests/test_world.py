@@ -10,7 +10,7 @@ from nezha_ds.world import World, find_world, set_rendezvous, threads_per_rank, 
 # The variables that each launcher sets on rank 5 of 8, the second of four on node 1.
 LAUNCHED = {
     "torchrun": {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "GROUP_RANK": "1"},
-    "deepspeed": {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "LOCAL_SIZE": "4"},
+    "deepspeed": {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_SIZE": "4"},
     "srun": {
         "SLURM_PROCID": "5",
         "SLURM_NTASKS": "8",
