@@ -1,0 +1,1 @@
+"""`nezha-ds doctor --cluster`: the nodes of a run measured together, and judged."""
