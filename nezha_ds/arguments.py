@@ -30,6 +30,9 @@ def parser() -> argparse.ArgumentParser:
         _add_onnx,
         _add_fill_mask,
         _add_doctor,
+        _add_hash_password,
+        _add_watch,
+        _add_report,
     ):
         add(commands)
     return parser
@@ -224,6 +227,7 @@ def _add_launch(commands: Any) -> None:
         "Start this node's ranks of `pretrain`, pass signals on to them, and answer with an exit code that is true.",
         "  nezha-ds launch --ranks 8 -- --recipe launch/recipes/nezha-base.toml\n"
         "  nezha-ds launch --ranks 8 --nodes 4 --node-rank 0 --master node0:29500 -- --recipe base.toml\n"
+        "  nezha-ds launch --ranks 8 --nodes 4 --node-rank 0 --master node0:29500 --doctor    before a long run\n"
         "\n"
         "exit codes: those of pretrain, of the rank that tells most; 128 and a signal's number if one was killed",
     )
@@ -239,6 +243,7 @@ def _add_launch(commands: Any) -> None:
         help="how long ranks have to end by themselves after one of them failed or stopped (default: 60)",
     )
     command.add_argument("--script", metavar="FILE", help="a Python script of your own that each rank runs instead")
+    command.add_argument("--doctor", action="store_true", help="let each rank run `doctor --cluster` instead")
     command.add_argument("arguments", nargs="*", metavar="-- ARGUMENT", help="for pretrain, behind --")
 
 
@@ -331,10 +336,74 @@ def _add_doctor(commands: Any) -> None:
     command = _command(
         commands,
         "doctor",
-        "Look at this machine: what would stop a run, what would slow it down, and the cure of each.",
-        "  nezha-ds doctor\n  nezha-ds doctor --folder /scratch/runs",
+        "Look at this machine: what would stop a run, what would slow it down, and the cure of each. With --cluster,\n"
+        "as every rank of a run to be: clocks, cards, sums between ranks, bandwidth, folder, devices; a table.",
+        "  nezha-ds doctor\n"
+        "  nezha-ds doctor --folder /scratch/runs\n"
+        "  srun --ntasks-per-node=8 nezha-ds doctor --cluster --folder /scratch/runs    in a Slurm job\n"
+        "  mpirun -N 8 nezha-ds doctor --cluster --folder /scratch/runs\n"
+        "  nezha-ds launch --ranks 8 --nodes 4 --node-rank 0 --master node0 --doctor    on each node, in each pod\n"
+        "\n"
+        "exit codes: 0 fit, 2 something failed: the last line names it",
     )
-    command.add_argument("--folder", type=Path, default=Path(), help="where runs would be written (default: here)")
+    command.add_argument("--folder", type=Path, help="where runs would be written (default: the recipe's, or here)")
+    cluster = command.add_argument_group("with --cluster, under a launcher")
+    cluster.add_argument("--cluster", action="store_true", help="all nodes together, one process a rank")
+    cluster.add_argument("--recipe", type=Path, help="TOML that must be the same on every node, with its shards")
+    cluster.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override; repeatable")
+    cluster.add_argument(
+        "--wait", type=float, default=60.0, metavar="SECONDS", help="for all ranks to come (default: 60)"
+    )
+    cluster.add_argument("--limit", type=float, default=60.0, metavar="SECONDS", help="of each phase (default: 60)")
+    cluster.add_argument(
+        "--size", type=float, default=202.0, metavar="MB", help="of the large all-reduce (default: 202, NEZHA-base's)"
+    )
+    cluster.add_argument(
+        "--slow",
+        type=float,
+        default=0.5,
+        metavar="SHARE",
+        help="of the others' median speed, below which a node is slow; 0: none is (default: 0.5)",
+    )
+    cluster.add_argument("--json", action="store_true", help="print JSON with all measurements instead of a table")
+
+
+def _add_hash_password(commands: Any) -> None:
+    command = _command(
+        commands,
+        "hash-password",
+        "Make a line of the exporter's users file: the user, and a hash of the password. That is asked for, or read\n"
+        "from stdin, never taken from the command line, which all users of the machine can see.",
+        "  nezha-ds hash-password prometheus         prints prometheus:$scrypt$ln=15,r=8,p=3$…",
+    )
+    command.add_argument("name", metavar="NAME", help="the user's name")
+
+
+def _add_watch(commands: Any) -> None:
+    command = _command(
+        commands,
+        "watch",
+        "Look at a run while it goes on: state, time left, loss, speed, ranks, checkpoints, troubles. Ctrl-C ends it.",
+        "  nezha-ds watch runs/first\n"
+        "  nezha-ds watch copied/metrics.jsonl --every 10\n"
+        "  nezha-ds watch runs/first --once                   one picture, also into a file or a mail",
+    )
+    command.add_argument("run", type=Path, metavar="RUN", help="run folder, which need not be there yet, or a journal")
+    command.add_argument("--once", action="store_true", help="draw once and end, as it does where there is no terminal")
+    command.add_argument("--every", type=float, default=1.0, metavar="SECONDS", help="between looks (default: 1)")
+
+
+def _add_report(commands: Any) -> None:
+    command = _command(
+        commands,
+        "report",
+        "Write one HTML file about a run, or about several in the same charts: curves, speed, what happened, and\n"
+        "settings. It needs no network and no other file.",
+        "  nezha-ds report runs/first\n"
+        "  nezha-ds report runs/first runs/second other/metrics.jsonl --out compared.html",
+    )
+    command.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder, or the metrics.jsonl of one")
+    command.add_argument("--out", type=Path, default=Path("report.html"), help="file to write (default: report.html)")
 
 
 def _add_bench_loader(commands: Any) -> None:

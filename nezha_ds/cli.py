@@ -8,6 +8,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from nezha_ds.arguments import parser
@@ -138,7 +139,7 @@ def launch(given: argparse.Namespace) -> int:
 
     set_up_logging(World())
     worlds = worlds_of(given.ranks, given.nodes, given.node_rank)
-    return launch_ranks(rank_command(given.script, given.arguments), worlds, given.master, given.grace)
+    return launch_ranks(rank_command(given.script, given.arguments, given.doctor), worlds, given.master, given.grace)
 
 
 def scale_lr(given: argparse.Namespace) -> int:
@@ -197,12 +198,50 @@ def fill_mask(given: argparse.Namespace) -> int:
 
 
 def doctor(given: argparse.Namespace) -> int:
-    """Whether this machine is fit for a run."""
+    """Whether this machine is fit for a run; with --cluster, as one rank, whether all nodes are."""
+    if given.cluster:
+        from nezha_ds.train.cluster.command import doctor_cluster
+
+        return doctor_cluster(given)
     from nezha_ds.train.doctor import examine, exit_code, show
 
-    findings = examine(given.folder)
+    findings = examine(given.folder or Path())
     show(findings)
     return exit_code(findings)
+
+
+def hash_password(given: argparse.Namespace) -> int:
+    """A user of the exporter."""
+    import getpass
+
+    from nezha_ds.observe.passwords import users_line
+
+    password = getpass.getpass() if sys.stdin.isatty() else sys.stdin.readline().rstrip("\r\n")
+    print(users_line(given.name, password))  # noqa: T201
+    return 0
+
+
+def watch(given: argparse.Namespace) -> int:
+    """A run in the terminal, until Ctrl-C."""
+    from rich.console import Console
+
+    from nezha_ds.show.watch import watch as watch_run
+
+    watch_run(given.run, given.once, given.every, Console())
+    return 0
+
+
+def report(given: argparse.Namespace) -> int:
+    """Runs as one page."""
+    from nezha_ds.files import make_folder, write_atomically
+    from nezha_ds.show.page import page
+    from nezha_ds.show.run import read_runs
+
+    html = page(read_runs(given.runs))
+    make_folder(given.out.parent)
+    write_atomically(given.out, html)
+    print(f"{given.out} holds the report, {len(html) / 1e3:.0f} kB")  # noqa: T201
+    return 0
 
 
 def bench_loader(given: argparse.Namespace) -> int:
@@ -256,6 +295,9 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "onnx": onnx,
     "fill-mask": fill_mask,
     "doctor": doctor,
+    "hash-password": hash_password,
+    "watch": watch,
+    "report": report,
     "bench-loader": bench_loader,
 }
 

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, settings
 
 from nezha_ds.corpus.prepare import prepare
 from nezha_ds.corpus.settings import PrepareSettings
-from tests.helpers import ranks, s3
+from tests.helpers import ranks, runs, s3
 
 if not torch.cuda.is_available():
     # Triton decides as it is imported, gluon too, whether it will run kernels without a GPU. Programs that tests start
@@ -53,6 +53,16 @@ def embedded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shards") / "embedded"
     prepare(PrepareSettings(out=folder), progress=False)
     return folder
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, warm: None, embedded: Path) -> runs.Run:
+    """What others are held against: twelve steps under `deepspeed` on two ranks in bf16 and ZeRO-1, with dropout, and
+    checkpoints at 4, 8 and 12.
+    """
+    run = runs.make(tmp_path_factory.mktemp("undisturbed"), embedded, **runs.BF16)
+    ranks.run_well(ranks.command(runs.SCRIPT, *run.arguments, ranks=2))
+    return run
 
 
 @pytest.fixture(scope="session")

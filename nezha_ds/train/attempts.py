@@ -22,11 +22,12 @@ from typing import Any
 from nezha_ds.errors import Exit, NezhaError, NoProgressError
 from nezha_ds.files import make_folder, unwritable
 from nezha_ds.lock import holding, this_process
+from nezha_ds.observe.layout import ATTEMPTS
 from nezha_ds.train.folder import CHECKPOINTS
 from nezha_ds.train.ranks import Ranks
 from nezha_ds.world import variable
 
-ATTEMPTS, LOCK = "attempts.jsonl", ".run.lock"
+LOCK = ".run.lock"
 INNOCENT = (Exit.DONE, Exit.STOPPED, Exit.REFUSED)
 """Ends that do not count."""
 
@@ -39,6 +40,8 @@ class Attempt:
 
     exit_code: int = 1
     """How it ends; set before the attempt is left."""
+    number: int = 1
+    """How many were begun in this folder, this one included; those that were refused are not among them."""
 
 
 @contextmanager
@@ -56,7 +59,7 @@ def attempt(folder: Path, limit: int, ranks: Ranks) -> Generator[Attempt]:
                 held.enter_context(_noted(own, folder, limit))
             except NezhaError as error:
                 problem = error
-        problem = ranks.gather(problem)[0]
+        problem, own.number = ranks.gather((problem, own.number))[0]
         if problem:
             raise problem
         yield own
@@ -95,7 +98,8 @@ def idle_attempts(lines: Iterable[dict[str, Any]], step: int) -> int:
 @contextmanager
 def _noted(own: Attempt, folder: Path, limit: int) -> Generator[None]:
     path, step = make_folder(folder) / ATTEMPTS, newest_step(folder)
-    idle = idle_attempts(_read(path), step)
+    lines = _read(path)
+    idle, own.number = idle_attempts(lines, step), 1 + sum("began_at" in line for line in lines)
     if limit and idle >= limit:
         raise NoProgressError(
             f"the last {idle} attempts at {folder} ended before they saved anything beyond step {step}; see in their "

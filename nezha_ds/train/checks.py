@@ -9,6 +9,8 @@ from nezha_ds.data.settings import DataSettings, MaskingSettings
 from nezha_ds.errors import ConfigError
 from nezha_ds.model.positions import KINDS
 from nezha_ds.objectives import ObjectiveSettings
+from nezha_ds.observe.exporter import check_exporter
+from nezha_ds.observe.tensorboard import load_tensorboard
 from nezha_ds.train.copies import check_uri
 from nezha_ds.train.recipe import Recipe
 from nezha_ds.world import variable
@@ -17,6 +19,9 @@ from nezha_ds.world import variable
 def check_recipe(recipe: Recipe) -> None:
     """ConfigError for what can be seen to be wrong before ranks meet and a device is touched."""
     check_uri(recipe.run.copy_to)
+    check_exporter(recipe.exporter)
+    if recipe.run.tensorboard:
+        load_tensorboard()
     _check_model(recipe)
     _check_objective(recipe.objective, recipe.data, recipe.masking)
     if recipe.run.prepare and recipe.data.mixture:

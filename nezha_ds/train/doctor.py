@@ -25,7 +25,7 @@ import nezha_ds
 from nezha_ds.errors import DataError, NezhaError
 from nezha_ds.files import sha256_of
 from nezha_ds.observe.exporter import ExporterSettings
-from nezha_ds.train.extensions import extensions_folder, find_locks, is_held
+from nezha_ds.train.extensions import extensions_folder, find_locks, is_held, is_prebuilt
 from nezha_ds.world import variable
 
 if TYPE_CHECKING:
@@ -148,6 +148,8 @@ def check_compiler() -> Finding:
     """DeepSpeed compiles its shared-memory collectives at first use on the CPU."""
     name = variable("CXX", "c++")
     path = shutil.which(name)
+    if path is None and is_prebuilt():
+        return Finding("C++ compiler", "ok", "none, and none needed: DeepSpeed was installed compiled")
     if path is None:
         return Finding("C++ compiler", "failure", f"no {name} on PATH", "install g++, or set CXX to a compiler")
     return Finding("C++ compiler", "ok", path)

@@ -1,8 +1,8 @@
 """The only door to deepspeed: a model and a checked JSON become an `Engine`.
 
 DeepSpeed decides by precision and ZeRO stage which of five optimizer wrappers it builds, each with its own private
-names for masters, groups, scale and overflow. All of that knowledge is in this file and in `gradients.py`; the rest of
-the project sees `forward`, `backward`, `step`, a few numbers, and a list of slices.
+names for masters, groups, scale and overflow. All of that knowledge is in this file, `gradients.py` and `masters.py`;
+the rest of the project sees `forward`, `backward`, `step`, a few numbers, and a list of slices.
 """
 
 import gc
@@ -12,7 +12,6 @@ import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,10 +31,14 @@ from nezha_ds.optim.lamb import Lamb
 from nezha_ds.optim.norms import Quantiles, quantiles
 from nezha_ds.optim.schedule import SCHEDULES, Schedule
 from nezha_ds.optim.slices import Slice
+from nezha_ds.train.busy import Busy, CudaClock, HostClock
 from nezha_ds.train.ds_config import DeepSpeedConfig
 from nezha_ds.train.extensions import compiling_alone
 from nezha_ds.train.gradients import drop_gradients, own_gradients
 from nezha_ds.train.loss_scale import LossScale
+from nezha_ds.train.masters import find_slices
+from nezha_ds.train.meeting import close_meeting, is_over, unmet
+from nezha_ds.train.rendezvous import settle_rendezvous
 from nezha_ds.world import World, search_programs_in, set_rendezvous, threads_per_rank
 
 log = logging.getLogger(__name__)
@@ -73,22 +76,25 @@ def _accelerator() -> Any:
 
 
 def join_ranks(world: World) -> None:
-    """Take this rank's share of the cores and meet the other ranks; LaunchError when they do not come."""
+    """Take this rank's share of the cores and meet the other ranks. When they do not come: LaunchError, or
+    LostRankError where they are on other nodes.
+    """
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # DeepSpeed calls functions that torch has renamed; no user can mend that.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     torch.set_num_threads(threads_per_rank(world))
+    settle_rendezvous(world)
     set_rendezvous(world)
     _accelerator().set_device(world.local_rank)
     if _accelerator().device_name() == "cpu":
         _compile_communication()
     try:
+        if is_over(world):
+            raise unmet(world, "they met before, and will end as they lost a rank")
         deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+        close_meeting(world)
     except (RuntimeError, ValueError, OSError) as error:
-        raise LaunchError(
-            f"rank {world.rank} of {world.world_size} could not meet the others ({error}); "
-            "check MASTER_ADDR and that MASTER_PORT is free"
-        ) from None
+        raise unmet(world, error) from None
 
 
 def _compile_communication() -> None:
@@ -123,6 +129,8 @@ class Engine:
         if config.lamb:
             self._lamb = Lamb(groups, config.lamb)
         self._engine: Any = _initialize(model, self._lamb, groups, config)
+        self.busy = self._own_time()
+        """The time in which this rank computes; the loop says when it does."""
         self._loss_scale = LossScale(self._engine.optimizer) if config.precision == "fp16" else None
         self.slices = list(find_slices(self._engine))
         if self._lamb:
@@ -291,6 +299,14 @@ class Engine:
         """The optimizer inside DeepSpeed's wrapper."""
         return self._engine.basic_optimizer
 
+    def _own_time(self) -> Busy:
+        """Without the two functions in which DeepSpeed adds gradients up: after backward, and in it by hooks (ZeRO)."""
+        busy, optimizer = Busy(CudaClock() if self.device.type == "cuda" else HostClock()), self._engine.optimizer
+        self._engine.allreduce_gradients = busy.without(self._engine.allreduce_gradients)
+        if hasattr(optimizer, "average_tensor"):
+            optimizer.average_tensor = busy.without(optimizer.average_tensor)
+        return busy
+
     def _gradient_norm(self) -> Tensor:
         """The global norm of what ZeRO is about to give to the optimizer, known before the first group's update."""
         norm = self._engine.optimizer._global_grad_norm
@@ -341,7 +357,7 @@ def _start_quickly() -> None:
     decorators: here they leave their functions as they are. And it collects garbage six times among a million objects
     of imported modules, which can never be garbage.
     """
-    compiler = importlib.import_module("deepspeed.runtime.compiler")
+    compiler: Any = importlib.import_module("deepspeed.runtime.compiler")
     compiling = compiler.compile
     compiler.compile = lambda: lambda function: function
     try:
@@ -349,48 +365,6 @@ def _start_quickly() -> None:
     finally:
         compiler.compile = compiling
     gc.freeze()
-
-
-def find_slices(engine: Any) -> Iterator[Slice]:
-    """Which piece of which tensor this rank's optimizer updates, and where it lies.
-
-    ZeRO 1 and 2, and bf16 with fp32 accumulation: `_hp_mapping` of each parameter. Half precision without ZeRO: lists
-    of masters beside lists of parameters, or one flat master a group. fp32 without ZeRO: the parameters themselves.
-    """
-    named = {name: parameter for name, parameter in engine.module.named_parameters() if parameter.requires_grad}
-    masters = _masters(engine.optimizer)
-    for index, (name, parameter) in enumerate(named.items()):
-        if hasattr(parameter, "_hp_mapping"):
-            mapping = parameter._hp_mapping
-            if mapping is not None:
-                owner = engine.basic_optimizer.param_groups[mapping.param_group_index]["params"][0]
-                low, high = mapping.lp_fragment_address, mapping.get_hp_fragment_address()
-                yield Slice(name, index, low.start, high.numel, owner, high.start)
-        else:
-            owner, start = masters.get(id(parameter), (parameter, 0))
-            yield Slice(name, index, 0, parameter.numel(), owner, start)
-
-
-def _masters(optimizer: Any) -> dict[int, tuple[Tensor, int]]:
-    """Parameter id -> (fp32 master, where the parameter begins in it), for half precision without ZeRO."""
-    if hasattr(optimizer, "fp32_groups_flat"):
-        return {
-            id(parameter): (flat, start)
-            for group, flat in zip(optimizer.fp16_groups, optimizer.fp32_groups_flat, strict=True)
-            for parameter, start in zip(group, _starts(group), strict=True)
-        }
-    if hasattr(optimizer, "fp32_groups"):
-        return {
-            id(parameter): (master, 0)
-            for group, masters in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True)
-            for parameter, master in zip(group, masters, strict=True)
-        }
-    return {}
-
-
-def _starts(tensors: list[Tensor]) -> list[int]:
-    ends = torch.tensor([0, *(tensor.numel() for tensor in tensors)]).cumsum(0)
-    return ends[:-1].tolist()
 
 
 def _sum_over_ranks(tensor: Tensor) -> None:

@@ -8,6 +8,7 @@ nobody holds.
 """
 
 import fcntl
+import importlib.util
 import logging
 import os
 import socket
@@ -25,6 +26,13 @@ def extensions_folder() -> Path:
     """TORCH_EXTENSIONS_DIR, or a folder of this machine's own, since a home may be on a disk that nodes share."""
     cache = Path(variable("XDG_CACHE_HOME") or Path.home() / ".cache")
     return Path(variable("TORCH_EXTENSIONS_DIR") or cache / "nezha_ds" / "extensions" / socket.gethostname())
+
+
+def is_prebuilt() -> bool:
+    """Whether DeepSpeed was installed with its communication on CPUs compiled, as docker/Dockerfile does."""
+    found = importlib.util.find_spec("deepspeed")
+    folders = (found.submodule_search_locations or ()) if found else ()
+    return any(any(Path(folder).glob("ops/comm/deepspeed_shm_comm_op*.so")) for folder in folders)
 
 
 @contextmanager

@@ -15,13 +15,14 @@ from nezha_ds.config import to_toml
 from nezha_ds.errors import LaunchError
 from nezha_ds.files import make_folder, write_atomically
 from nezha_ds.observe.journal import METRICS_FILE, read_metrics
+from nezha_ds.observe.layout import DS_CONFIG, ENVIRONMENT, RECIPE
 from nezha_ds.observe.report import Summary, summarise
 from nezha_ds.train.ds_config import DeepSpeedConfig
 from nezha_ds.train.recipe import Recipe
 from nezha_ds.world import World
 
 CHECKPOINTS, DUMPS = "checkpoints", "dumps"
-RECIPE, DS_CONFIG, ENVIRONMENT, SUMMARY = "recipe.toml", "ds_config.json", "environment.json", "summary.json"
+SUMMARY = "summary.json"
 PACKAGES = ("nezha-ds", "deepspeed", "torch", "numpy", "pyarrow", "tokenizers", "rjieba", "jieba")
 
 log = logging.getLogger(__name__)

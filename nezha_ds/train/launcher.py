@@ -166,7 +166,8 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def rank_command(script: str | None, arguments: Sequence[str]) -> list[str]:
-    """What each rank runs: `nezha-ds pretrain`, or a script of the user's own."""
-    program = [script] if script else ["-m", "nezha_ds.cli", "pretrain"]
+def rank_command(script: str | None, arguments: Sequence[str], doctor: bool = False) -> list[str]:
+    """What each rank runs: `nezha-ds pretrain`, `doctor --cluster`, or a script of the user's own."""
+    ours = ["doctor", "--cluster"] if doctor else ["pretrain"]
+    program = [script] if script else ["-m", "nezha_ds.cli", *ours]
     return [sys.executable, "-u", *program, *arguments]

@@ -16,16 +16,19 @@ from torch import Tensor
 from nezha_ds.data.loader import Loader
 from nezha_ds.errors import DivergedError
 from nezha_ds.objectives import ObjectiveSettings, pretraining_losses
-from nezha_ds.observe.events import Event, Observer, Record, Stop
+from nezha_ds.observe.events import Event, Observer, Stop
 from nezha_ds.observe.meters import Interval
+from nezha_ds.observe.pulse import Pulse
 from nezha_ds.train.engine import Engine
 from nezha_ds.train.evaluate import evaluate
 from nezha_ds.train.guard import Attempt, Guard
 from nezha_ds.train.ledger import Ledger
+from nezha_ds.train.memory import Memory
 from nezha_ds.train.meter import LossMeter, prediction_shares
 from nezha_ds.train.preempt import StopFlag
 from nezha_ds.train.ranks import Ranks
 from nezha_ds.train.recipe import TrainSettings
+from nezha_ds.train.record import make_record
 from nezha_ds.train.saver import Saver
 from nezha_ds.train.watchdog import Watchdog
 
@@ -46,8 +49,10 @@ class Job:
     guard: Guard
     """Looks at a step's losses and gradients before they are applied."""
     watchdog: Watchdog
+    pulse: Pulse
     save: Saver
     """Called with a step it begins that step's checkpoint; collective."""
+    memory: Memory
     sample_flops: int
     """What a sample costs forward and backward."""
     ledger: Ledger = field(default_factory=Ledger)
@@ -55,6 +60,10 @@ class Job:
     interval: Interval = field(default_factory=Interval)
     stopping: bool = False
     """Whether the ranks have agreed to stop."""
+
+    def at(self, state: str, step: int) -> None:
+        """Mark in the pulse what this rank begins; what it still does once the ranks stop is all stopping."""
+        self.pulse.mark("stopping" if self.stopping else state, step)
 
     def tell(self, event: Event) -> None:
         """Hand an event to all observers of this rank."""
@@ -70,19 +79,22 @@ def fit(job: Job, step: int) -> bool:
     if _stopping(job, step):
         return False
     while step < settings.steps:
+        job.at("training", step)
         with job.watchdog.watching("a step"):
             with interval.step():
                 train_step(job, step, meter)
             step += 1
+            job.at("training", step)
             job.save.poll()
             last = step == settings.steps
             stopping = _stopping(job, step)
             if step % settings.log_every == 0 or last or stopping:
-                job.tell(_record(job, step, meter))
+                job.tell(make_record(job, step, meter))
         if not stopping and _due(step, settings.eval_every, last):
             with interval.time("evaluation"), job.watchdog.watching("a batch of an evaluation"):
                 stopping = not _evaluate(job, step)
         if step % settings.save_every == 0 or last or stopping:
+            job.at("saving", step)
             with interval.time("checkpoint"), job.watchdog.watching("a save", slow=True):
                 job.save(step)
                 # A signal that came meanwhile has its save already.
@@ -104,11 +116,12 @@ def train_step(job: Job, step: int, meter: LossMeter) -> None:
     totals: list[Tensor] = []
     for batch, share in zip(batches, shares, strict=True):
         interval.count(samples=batch.samples, places=batch.input_ids.numel(), tokens=int(batch.lengths.sum()))
-        moved = batch.to(engine.device)
-        with interval.time("forward"):
-            losses = pretraining_losses(engine(moved), moved, job.objective, share)
-        with interval.time("backward"):
-            engine.backward(losses.total)
+        with engine.busy:
+            moved = batch.to(engine.device)
+            with interval.time("forward"):
+                losses = pretraining_losses(engine(moved), moved, job.objective, share)
+            with interval.time("backward"):
+                engine.backward(losses.total)
         meter.add(losses)
         totals.append(losses.total.detach())
     with interval.time("optimizer"):
@@ -116,6 +129,7 @@ def train_step(job: Job, step: int, meter: LossMeter) -> None:
             interval.count(skipped=not _update(job, step, meter))
         else:
             engine.drop_step()
+    engine.busy.settle()
 
 
 def _update(job: Job, step: int, meter: LossMeter) -> bool:
@@ -128,7 +142,7 @@ def _update(job: Job, step: int, meter: LossMeter) -> bool:
     except DivergedError as error:
         reason = str(error)
     if step % job.settings.log_every:
-        job.tell(_record(job, step, meter))
+        job.tell(make_record(job, step, meter))
     if step % job.settings.save_every:  # else it is saved already, or the beginning
         job.save(step)
     saved = "what came before it is saved" if step else "nothing was trained yet"
@@ -149,6 +163,7 @@ def _stopping(job: Job, step: int) -> bool:
     """Whether the ranks agree to stop; the observers hear of it once. Collective."""
     if not job.stopping and (number := job.stop.agreed(job.ranks)):
         job.stopping = True
+        job.at("stopping", step)
         job.tell(Stop(time=time.time(), step=step, signal=signal.Signals(number).name))
     return job.stopping
 
@@ -158,51 +173,14 @@ def _evaluate(job: Job, step: int) -> bool:
 
     def between_batches() -> bool:
         job.watchdog.begin("a batch of an evaluation")
+        job.at("evaluating", step)
         return _stopping(job, step)
 
     if job.heldout is None:
         return True
+    job.at("evaluating", step)
     with job.heldout() as batches:
         events = evaluate(job.engine, batches, job.objective, job.ranks, step, between_batches)
     for event in events:
         job.tell(event)
     return bool(events)
-
-
-def _record(job: Job, step: int, meter: LossMeter) -> Record:
-    """What the steps since the last record did, over all ranks; collective."""
-    measured = meter.take(job.ranks)
-    taken = job.interval.take()
-    names = ("samples", "tokens", "places")
-    own = [*(taken.counts.get(name, 0) for name in names), *job.batches.take_fetched()]
-    own += job.batches.take_source_tokens().values()
-    peak, batch = job.engine.peak_flops, job.engine.config.batch
-    samples, tokens, places, fetched, retries, *source_tokens = job.ranks.add_up(torch.tensor(own)).tolist()
-    return Record(
-        time=time.time(),
-        step=step,
-        epoch=batch.samples_before(step) / job.batches.plan_size,
-        loss=measured.loss,
-        losses=measured.losses,
-        accuracies=measured.accuracies,
-        predictions=measured.predictions,
-        grad_norm=job.engine.grad_norm,
-        lamb=job.engine.lamb_norms,
-        learning_rate=job.engine.learning_rate,
-        loss_scale=job.engine.loss_scale,
-        skipped_steps=taken.counts.get("skipped", 0),
-        samples=samples,
-        steps_left=batch.steps_left(step, job.settings.steps),
-        real_tokens=tokens,
-        padding_tokens=places - tokens,
-        masked_tokens=max(measured.predictions.get(name, 0) for name in ("mlm", "span")),
-        source_tokens=dict(zip(job.batches.sources, source_tokens, strict=True)),
-        masked_ratio=job.batches.statistics.mask_rate,
-        fetched_bytes=fetched,
-        fetch_retries=retries,
-        model_flops=float(samples * job.sample_flops),
-        peak_flops=peak and peak * job.ranks.world.world_size,
-        seconds=taken.seconds,
-        step_seconds=taken.step_seconds,
-        phase_seconds=taken.phase_seconds,
-    )

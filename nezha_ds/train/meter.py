@@ -1,6 +1,6 @@
 """Losses and hits between two log steps, kept on the device until somebody asks; and what a micro-batch counts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,7 +26,7 @@ class Measured:
 
 
 class LossMeter:
-    """Adds up without waiting for the device; `take` waits once."""
+    """Adds up without waiting for the device; `take` and `read` wait once."""
 
     def __init__(self, objective: ObjectiveSettings) -> None:
         self._weights = objective.weights
@@ -41,9 +41,18 @@ class LossMeter:
 
     def take(self, ranks: Ranks) -> Measured:
         """The means over all ranks, and a fresh start; collective, and the one wait for the device."""
-        values = torch.stack(list(self._sums.values())).cpu()  # device-to-host: at log steps only
-        sums = dict(zip(self._sums, ranks.add_up(values).tolist(), strict=True))
-        self._sums = {}
+        own = self.read()
+        sums = ranks.add_up(torch.tensor(list(own.values()), dtype=torch.float64)).tolist()
+        return self.means(dict(zip(own, sums, strict=True)))
+
+    def read(self) -> dict[str, float]:
+        """This rank's sums by name, the same names on every rank, and a fresh start; waits for the device."""
+        values = torch.stack(list(self._sums.values())).tolist()  # device-to-host: at log steps only
+        sums, self._sums = dict(zip(self._sums, values, strict=True)), {}
+        return sums
+
+    def means(self, sums: Mapping[str, float]) -> Measured:
+        """What the sums of all ranks' `read` mean."""
         counts = {name: int(sums[f"count/{name}"]) for name in self._weights}
         losses = {name: sums[f"loss/{name}"] / max(count, 1) for name, count in counts.items()}
         return Measured(

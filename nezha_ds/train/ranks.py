@@ -42,6 +42,14 @@ class Ranks:
             dist.all_reduce(tensor, group=self._group)
         return tensor
 
+    def rows(self, row: Tensor) -> Tensor:
+        """Every rank's row of a CPU tensor (n,), by rank: (ranks, n)."""
+        if self._group is None:
+            return row[None]
+        rows = [torch.empty_like(row) for _ in range(self.world.world_size)]
+        dist.all_gather(rows, row, self._group)
+        return torch.stack(rows)
+
     def wait(self) -> None:
         """Until every rank has come here."""
         if self._group is not None:

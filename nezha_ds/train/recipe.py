@@ -68,6 +68,8 @@ class RunSettings(Settings):
     on from there when its folder has none. Nothing is ever removed there."""
     prepare: tuple[str, ...] = ()
     """Text to prepare into data.shards when that folder is not there yet; "embedded" is the shipped corpus."""
+    tensorboard: bool = False
+    """Write every record's numbers into FOLDER/tensorboard too, for TensorBoard; needs `nezha-ds[tensorboard]`."""
 
 
 class Recipe(Settings):

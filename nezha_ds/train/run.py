@@ -18,18 +18,19 @@ import logging
 import time
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import nezha_ds
-from nezha_ds.errors import CheckpointError, DivergedError, Exit, LaunchError
+from nezha_ds.errors import CheckpointError, DivergedError, Exit, LaunchError, LostRankError
 from nezha_ds.model.config import NezhaConfig
 from nezha_ds.model.flops import step_flops
 from nezha_ds.model.heads import NezhaForPreTraining
 from nezha_ds.objectives import ObjectiveSettings
 from nezha_ds.observe.events import Event, Observer, Start
-from nezha_ds.observe.exporter import open_exporter
-from nezha_ds.observe.journal import METRICS_FILE, MetricsFile
+from nezha_ds.observe.journal import METRICS_FILE, MetricsFile, highest_step
 from nezha_ds.observe.log import Console
 from nezha_ds.observe.report import to_text
+from nezha_ds.observe.tensorboard import TENSORBOARD, TensorBoardFile
 from nezha_ds.train.attempts import attempt
 from nezha_ds.train.checkpoint import State, agree, check_belongs, read_state
 from nezha_ds.train.checks import check_recipe
@@ -41,8 +42,10 @@ from nezha_ds.train.guard import Guard, is_sound
 from nezha_ds.train.initial import begin_from, check_parent
 from nezha_ds.train.ledger import LEDGER, Ledger, open_ledger
 from nezha_ds.train.loop import Job, fit
+from nezha_ds.train.memory import Memory
 from nezha_ds.train.precision import settle_precision
 from nezha_ds.train.preempt import StopFlag
+from nezha_ds.train.presence import Presence, present
 from nezha_ds.train.ranks import Ranks, telling_of_lost_ranks
 from nezha_ds.train.recipe import Recipe, TrainSettings
 from nezha_ds.train.restore import restore_together
@@ -58,11 +61,16 @@ def pretrain(recipe: Recipe, ds_config: DeepSpeedConfig, world: World, stop: Sto
     """Run or go on with a run, as one rank of it; the exit code, `Exit.DONE` or `Exit.STOPPED`. Errors are ours."""
     check_recipe(recipe)
     settle_precision(describe_accelerator(), ds_config, recipe.train.emulate_fp16, loud=world.is_main)
+    with present(recipe, world) as presence:
+        return _meet(recipe, ds_config, world, stop, presence)
+
+
+def _meet(recipe: Recipe, ds_config: DeepSpeedConfig, world: World, stop: StopFlag, presence: Presence) -> int:
     if world.is_main:
         stop.cut_short(lambda: _bring_text(recipe))
     try:
         join_ranks(world)
-    except LaunchError:
+    except (LaunchError, LostRankError):
         if stop.signal:  # which the others had too, and may have ended by
             return _stopped_at_start()
         raise
@@ -71,8 +79,9 @@ def pretrain(recipe: Recipe, ds_config: DeepSpeedConfig, world: World, stop: Sto
             ranks = Ranks(world)
             if stop.agreed(ranks):
                 return _stopped_at_start()
+            presence.pulse.hide()
             with attempt(recipe.run.folder, recipe.train.max_idle_restarts, ranks) as own:
-                own.exit_code = _train(recipe, ds_config, ranks, stop)
+                own.exit_code = _train(recipe, ds_config, ranks, stop, presence, own.number)
             return own.exit_code
     finally:
         leave_ranks()
@@ -110,11 +119,16 @@ def speed_up(model: NezhaForPreTraining, settings: TrainSettings) -> None:
         model.compile(dynamic=False)
 
 
-def _train(recipe: Recipe, ds_config: DeepSpeedConfig, ranks: Ranks, stop: StopFlag) -> int:
+def _train(
+    recipe: Recipe, ds_config: DeepSpeedConfig, ranks: Ranks, stop: StopFlag, presence: Presence, number: int
+) -> int:
+    """The exit code of attempt `number`."""
     world, folder = ranks.world, recipe.run.folder
+    presence.at("starting")
     source = open_source(recipe, ranks, stop.cut_short)
     if stop.agreed(ranks):
         return _stopped_at_start()
+    presence.at("starting")
     vocabulary = source.vocabulary
     config = recipe.model.resolve(len(vocabulary), vocabulary.pad_id, **recipe.objective.heads)
     model = NezhaForPreTraining(config, seed=recipe.train.seed)
@@ -131,9 +145,12 @@ def _train(recipe: Recipe, ds_config: DeepSpeedConfig, ranks: Ranks, stop: StopF
     else:
         state = _resume(found.folder, engine, fresh, recipe, ranks)
     if state.step >= recipe.train.steps:
+        presence.at("done")
         log.info("%s is done: step %d of %d; raise train.steps to go on", folder, state.step, recipe.train.steps)
         return Exit.DONE
-    observers = _observers(recipe, world)
+    presence.pulse.mark("starting", state.step)
+    journals = _journals(recipe, world)
+    observers = [*journals, *presence.observers]
     guard = Guard(engine, ranks, recipe.train.skip_spikes, state, folder / DUMPS, lambda event: job.tell(event))
     job = Job(
         engine=engine,
@@ -146,18 +163,23 @@ def _train(recipe: Recipe, ds_config: DeepSpeedConfig, ranks: Ranks, stop: StopF
         stop=stop,
         guard=guard,
         watchdog=Watchdog(recipe.train.step_seconds, world),
+        pulse=presence.pulse,
+        memory=Memory(engine.device),
         save=_saver(engine, ranks, state, source, observers, guard),
         sample_flops=_sample_flops(recipe, config),
         ledger=open_ledger(folder / LEDGER, state.step, ranks) if recipe.train.ledger else Ledger(),
     )
     try:
-        job.tell(_start_event(recipe, ds_config, state, world, job.batches.sources, len(found.passed_over)))
+        facts = {"sources": job.batches.sources, "passed_over": len(found.passed_over), "attempt": number}
+        job.tell(_start_event(recipe, ds_config, state, world, facts))
         with job.batches, job.save:
             if begins:
                 job.save(0)
             finished = fit(job, state.step)
+        if finished:
+            presence.at("done")
     finally:
-        for one in (job.watchdog, *observers, job.ledger):
+        for one in (job.watchdog, *journals, job.ledger):
             one.close()
     if world.is_main:
         log.info("%s", to_text(conclude(folder)))
@@ -220,13 +242,12 @@ def _saver(
     )
 
 
-def _observers(recipe: Recipe, world: World) -> list[Observer]:
-    folder = recipe.run.folder
-    observers: list[Observer] = []
-    if world.is_main:
-        observers += [MetricsFile(folder / METRICS_FILE), Console(world)]
-    exporter = open_exporter(recipe.exporter, world, folder.name)
-    return [*observers, exporter] if exporter else observers
+def _journals(recipe: Recipe, world: World) -> list[Observer]:
+    """What rank 0 writes for people."""
+    if not world.is_main:
+        return []
+    own: list[Observer] = [MetricsFile(recipe.run.folder / METRICS_FILE), Console(world)]
+    return [*own, TensorBoardFile(recipe.run.folder / TENSORBOARD)] if recipe.run.tensorboard else own
 
 
 def _sample_flops(recipe: Recipe, config: NezhaConfig) -> int:
@@ -235,7 +256,7 @@ def _sample_flops(recipe: Recipe, config: NezhaConfig) -> int:
 
 
 def _start_event(
-    recipe: Recipe, ds_config: DeepSpeedConfig, state: State, world: World, sources: tuple[str, ...], passed_over: int
+    recipe: Recipe, ds_config: DeepSpeedConfig, state: State, world: World, facts: dict[str, Any]
 ) -> Start:
     return Start(
         time=time.time(),
@@ -243,7 +264,6 @@ def _start_event(
         run=recipe.run.folder.name,
         target_steps=recipe.train.steps,
         world_size=world.world_size,
-        sources=sources,
         model=recipe.model.preset,
         precision=ds_config.precision,
         zero_stage=ds_config.zero_stage,
@@ -252,5 +272,6 @@ def _start_event(
         torch=version("torch"),
         job_id=variable("SLURM_JOB_ID"),
         parent=f"{state.parent.run} {state.parent.checkpoint}" if state.parent else "",
-        passed_over=passed_over,
+        replayed=max(0, highest_step(recipe.run.folder / METRICS_FILE) - state.step),
+        **facts,
     )

@@ -176,6 +176,7 @@ class Saver:
         if self._copier:
             self._copier.close()
         self._tell_copies()
+        self._ranks.wait()  # a launcher may end rank 0 in the middle of its copy when another rank has ended with 75
 
     # ----------------------------------------------------------------------------------------------------------- inside
 

@@ -20,6 +20,8 @@ from tests.helpers.processes import session
 SCRIPT = "launch/pretrain.py"
 GATED = "tests/train/scripts/gated_pretrain.py"
 """The same; begins no step beyond a given one before `open_gate`."""
+STOPPING = "stopping at the end of this step"
+"""What a rank says once it has noted a signal."""
 
 RECIPE = """
 [run]
@@ -104,20 +106,21 @@ class Run:
 
     def start_ranks(self, world_size: int, last_step: int) -> list[subprocess.Popen[str]]:
         """The ranks themselves, without a launcher that would change their exit codes."""
-        port = str(ranks.free_port())
-        return [
-            subprocess.Popen(
-                [sys.executable, self.script or GATED, *self.arguments],
-                env=self._gated(last_step)
-                | {"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-                | {"WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size)},
-                cwd=ranks.REPOSITORY,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-            for rank in range(world_size)
-        ]
+        port = ranks.free_port()
+        return [self.start_rank(rank, world_size, last_step, port) for rank in range(world_size)]
+
+    def start_rank(self, rank: int, world_size: int, last_step: int, port: int) -> subprocess.Popen[str]:
+        """One of them; all meet at the port."""
+        return subprocess.Popen(
+            [sys.executable, self.script or GATED, *self.arguments],
+            env=self._gated(last_step)
+            | {"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            | {"WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size)},
+            cwd=ranks.REPOSITORY,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
 
     def _gated(self, last_step: int) -> dict[str, str]:
         return ranks.environment() | {"LAST_STEP": str(last_step), "GATE": str(self._gate)}

@@ -116,3 +116,13 @@ def test_a_folder_with_braces_in_its_name_is_named(tmp_path):
     folder = tmp_path / "run-{SEED}"
     with attempt(folder, 3, ALONE), pytest.raises(LaunchError, match=r"run-\{SEED\} has a run"):
         enter(folder)
+
+
+def test_attempts_are_counted_those_that_were_refused_are_not(tmp_path):
+    killed(tmp_path)
+    assert enter(tmp_path).number == 2
+    killed(tmp_path)
+    killed(tmp_path)
+    with pytest.raises(NoProgressError):
+        enter(tmp_path, limit=2)
+    assert enter(tmp_path, limit=0).number == 5

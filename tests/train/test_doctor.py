@@ -81,6 +81,19 @@ def test_no_compiler_and_no_ninja(monkeypatch, tmp_path):
     assert doctor.check_compiler() == Finding("C++ compiler", "ok", str(compiler))
 
 
+def test_no_compiler_is_needed_where_deepspeed_came_compiled(monkeypatch, tmp_path):
+    built = tmp_path / "deepspeed/ops/comm"
+    built.mkdir(parents=True)
+    (tmp_path / "deepspeed/__init__.py").touch()
+    monkeypatch.delitem(sys.modules, "deepspeed", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.delenv("CXX", raising=False)
+    assert doctor.check_compiler().status == "failure"
+    (built / "deepspeed_shm_comm_op.cpython-311-x86_64-linux-gnu.so").touch()
+    assert doctor.check_compiler().status == "ok"
+
+
 def test_the_cure_for_ninja_depends_on_where_it_is(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))

@@ -12,7 +12,7 @@ import pytest
 
 from nezha_ds.errors import Exit
 from nezha_ds.observe.events import Record, Save
-from nezha_ds.observe.metrics import values_of
+from nezha_ds.observe.values import values_of
 from tests.helpers import runs
 from tests.helpers.runs import Run
 

@@ -18,7 +18,7 @@ _train_step = loop.train_step
 
 def train_step(job: Job, step: int, meter: LossMeter) -> None:
     """The loop's own, after the gate; `step` steps are done."""
-    while step >= int(os.environ["LAST_STEP"]) and not Path(os.environ["GATE"]).exists():
+    while step >= int(os.environ.get("LAST_STEP", sys.maxsize)) and not Path(os.environ["GATE"]).exists():
         time.sleep(0.01)
     _train_step(job, step, meter)
 

@@ -1,4 +1,4 @@
-"""launch/pretrain.py with something wrong, as the variable POISON says: `WHAT:STEP`, several with commas between.
+"""gated_pretrain.py with something wrong, as the variable POISON says: `WHAT:STEP`, several with commas between.
 
 gradient    one number of a gradient is NaN, on the last rank; the loss is as it was
 overflow    weights before the step, on all ranks, that give the same loss and gradients beyond fp32
@@ -22,18 +22,19 @@ from nezha_ds.train import evaluate, loop
 from nezha_ds.train.loop import Job
 from nezha_ds.train.meter import LossMeter
 from nezha_ds.train.snapshot import gather_weights
+from tests.train.scripts import gated_pretrain
 
 BY_STEP = {int(step): what for what, step in (one.split(":") for one in os.environ["POISON"].split(",") if one)}
 SPOILT = "encoder.blocks.1.widen.weight"
 
-_train_step, _losses, _evaluation = loop.train_step, loop.pretraining_losses, evaluate.pretraining_losses
+_losses, _evaluation = loop.pretraining_losses, evaluate.pretraining_losses
 
 
 def train_step(job: Job, step: int, meter: LossMeter) -> None:
-    """The loop's own; `step` steps are done."""
+    """The loop's own, after the gate; `step` steps are done."""
     if what := BY_STEP.get(step + 1):
         POISONS[what](job)
-    _train_step(job, step, meter)
+    gated_pretrain.train_step(job, step, meter)
     loop.pretraining_losses = _losses
 
 
