@@ -41,7 +41,8 @@ def shards(folder: Path) -> None:
 
 
 def exposition(folder: Path) -> None:
-    """exposition.txt, what our exporter shows of a run, so that a rival can show the same series."""
-    exporter = exporter_of_a_run()
-    (folder / "exposition.txt").write_bytes(read(exporter.url))
-    exporter.close()
+    """exposition-2.txt and -64.txt, what our exporter shows of runs of so many ranks, for a rival to show the same."""
+    for ranks in (2, 64):
+        exporter = exporter_of_a_run(ranks)
+        (folder / f"exposition-{ranks}.txt").write_bytes(read(exporter.url))
+        exporter.close()

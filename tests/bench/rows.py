@@ -239,13 +239,35 @@ def _lamb() -> list[Row]:
 def _scrape() -> list[Row]:
     return [
         Row(
-            "scrape",
+            name,
             "scrapes/s",
             "prometheus_client's own instruments",
-            "GET /metrics over HTTP from the same process, a connection each; the same families and series",
+            f"GET /metrics over HTTP from the same process, a connection each, of a run of {ranks} ranks on one node; "
+            "the same families and series",
             ours="ours.scrape",
             theirs="rivals.scrape",
+            options={"ranks": ranks},
             material=(material.exposition,),
+        )
+        for name, ranks in (("scrape", 2), ("scrape-64", 64))
+    ]
+
+
+def _watch() -> list[Row]:
+    laptop = {"size": "tiny", "layers": preset("tiny").num_hidden_layers, "length": 128, "dtype": "float32"}
+    return [
+        Row(
+            "watch",
+            "samples/s",
+            "the steps that are watched",
+            "all that being watched costs a run of two ranks (marks, clocks, a record every 20 steps, scrapes) beside "
+            "forward and backward of the laptop recipe's batch on one rank: a ratio of 200 is half a percent of a "
+            "step; both sides are ours",
+            ours="ours.watching",
+            theirs="ours.step",
+            options={"batch": 32},
+            their_options={"batch": 32, **laptop},
+            beside_ourselves=True,
         )
     ]
 
@@ -259,4 +281,5 @@ ROWS: tuple[Row, ...] = (
     *_step(),
     *_lamb(),
     *_scrape(),
+    *_watch(),
 )

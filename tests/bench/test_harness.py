@@ -88,7 +88,7 @@ def test_the_table_for_the_docs_reads_as_numbers_are_written_there() -> None:
 def test_every_row_has_a_known_name_and_two_sides() -> None:
     names = [name for row in ROWS for name in (row.name, row.memory, row.share and row.share.name) if name]
     assert len(set(names)) == len(names)
-    kinds = ("prepare", "read", "mask", "loader", "step", "lamb", "scrape")
+    kinds = ("prepare", "read", "mask", "loader", "step", "lamb", "scrape", "watch")
     assert {next(kind for kind in kinds if name.startswith(kind)) for name in names} == set(kinds)
     for module in {module for row in ROWS for module in (row.ours, row.theirs)}:
         assert (REPOSITORY / "tests" / "bench" / f"{module.replace('.', '/')}.py").is_file()

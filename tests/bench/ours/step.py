@@ -11,9 +11,9 @@ from nezha_ds.objectives import ObjectiveSettings, pretraining_losses
 from tests.bench.questions import random_batch
 
 
-def side(layers: int, batch: int, length: int, dtype: str) -> Callable[[], float]:
+def side(layers: int, batch: int, length: int, dtype: str, size: str = "base") -> Callable[[], float]:
     """Samples: one step with dropout, gradients made anew."""
-    model = NezhaForPreTraining(preset("base", num_hidden_layers=layers)).to(getattr(torch, dtype)).train()
+    model = NezhaForPreTraining(preset(size, num_hidden_layers=layers)).to(getattr(torch, dtype)).train()
     made = random_batch(batch, length)
     given = Batch(
         input_ids=made.ids,

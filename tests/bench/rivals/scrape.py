@@ -10,12 +10,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.bench.scraper import scrape
 
 
-def side(folder: str) -> Callable[[], float]:
+def side(folder: str, ranks: int) -> Callable[[], float]:
     """Scrapes, one after another over a connection each."""
     disable_created_metrics()
     registry = CollectorRegistry()
-    for family in text_string_to_metric_families((Path(folder) / "exposition.txt").read_text()):
-        KINDS[family.type](family, registry)
+    for family in text_string_to_metric_families((Path(folder) / f"exposition-{ranks}.txt").read_text()):
+        if family.samples:
+            KINDS[family.type](family, registry)
     server, _ = start_http_server(0, "127.0.0.1", registry)
     return lambda: scrape(f"http://127.0.0.1:{server.server_port}/metrics")
 
@@ -27,17 +28,19 @@ def _counter(family: Metric, registry: CollectorRegistry) -> None:
 
 
 def _gauge(family: Metric, registry: CollectorRegistry) -> None:
-    if family.samples:
-        gauge = Gauge(family.name, family.documentation, list(family.samples[0].labels), registry=registry)
-        for sample in family.samples:
-            gauge.labels(**sample.labels).set(sample.value)
+    gauge = Gauge(family.name, family.documentation, list(family.samples[0].labels), registry=registry)
+    for sample in family.samples:
+        gauge.labels(**sample.labels).set(sample.value)
 
 
 def _histogram(family: Metric, registry: CollectorRegistry) -> None:
-    buckets = [sample.labels["le"] for sample in family.samples if "le" in sample.labels]
     names = [name for name in family.samples[0].labels if name != "le"]
-    histogram = Histogram(family.name, family.documentation, names, registry=registry, buckets=buckets)
-    histogram.labels(**{name: family.samples[0].labels[name] for name in names}).observe(1.0)
+    # Each series has its own count, and all the same buckets.
+    series = [sample.labels for sample in family.samples if sample.name.endswith("_count")]
+    buckets = dict.fromkeys(sample.labels["le"] for sample in family.samples if "le" in sample.labels)
+    histogram = Histogram(family.name, family.documentation, names, registry=registry, buckets=list(buckets))
+    for labels in series:
+        histogram.labels(**labels).observe(1.0)
 
 
 KINDS: dict[str, Callable[[Metric, CollectorRegistry], None]] = {
