@@ -16,10 +16,10 @@ from nezha_ds.world import World
 
 @contextmanager
 def exporting(folder: Path, run: str = "demo", world: World | None = None, **chosen: Any) -> Generator[Exporter]:
-    """An exporter of a run in `folder`, by default of one rank and on a free port."""
+    """An exporter of a run in `folder`, by default of one rank and on a free port, whose end waits for no scrape."""
     world = world or World()
     with closing(Pulse.open(folder, world)) as pulse:
-        exporter = open_exporter(ExporterSettings(**{"port": 0, **chosen}), world, run, pulse)
+        exporter = open_exporter(ExporterSettings(**{"port": 0, "linger_seconds": 0, **chosen}), world, run, pulse)
         assert exporter
         with closing(exporter):
             yield exporter

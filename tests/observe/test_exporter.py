@@ -49,7 +49,7 @@ def exporter(tmp_path):
 def opened(folder, run, **chosen):
     """An exporter of a run of one rank."""
     with closing(Pulse.open(folder, World())) as pulse:
-        exporter = open_exporter(ExporterSettings(**chosen), World(), run, pulse)
+        exporter = open_exporter(ExporterSettings(linger_seconds=0, **chosen), World(), run, pulse)
     assert exporter
     return exporter
 
@@ -174,7 +174,7 @@ def test_an_event_is_seen_whole_or_not_at_all(monkeypatch):
 def test_nodes_beyond_the_first_export_only_what_is_theirs(tmp_path):
     second_node = World(rank=2, world_size=4, local_rank=0, local_world_size=2, node=1)
     pulse = Pulse.open(tmp_path, second_node)
-    exporter = open_exporter(ExporterSettings(port=0), second_node, "demo", pulse)
+    exporter = open_exporter(ExporterSettings(port=0, linger_seconds=0), second_node, "demo", pulse)
     assert exporter is not None
     for event in ALL:
         exporter.update(event)

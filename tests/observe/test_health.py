@@ -84,7 +84,7 @@ def test_time_alone_heals_nobody(found, later):
 def test_the_pages_tell_of_every_rank_of_the_node(tmp_path):
     """Local rank 0 goes on, local rank 1 stands still: whoever asks the node learns which."""
     worlds = [World(rank=2 + local, world_size=4, local_rank=local, local_world_size=2, node=1) for local in (0, 1)]
-    with exporting(tmp_path, world=worlds[0], stall_seconds=0.001) as exporter:
+    with exporting(tmp_path, world=worlds[0], stall_seconds=1e-9) as exporter:
         other = Pulse.open(tmp_path, worlds[1])
         other.mark("training", 41)
         status, text = ask(exporter, "/healthz")

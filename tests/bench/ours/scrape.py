@@ -30,7 +30,7 @@ def exporter_of_a_run(ranks: int, **settings: Any) -> Exporter:
     world = World(world_size=ranks, local_world_size=ranks)
     with TemporaryDirectory() as folder:
         pulses = [Pulse.open(Path(folder), replace(world, rank=rank, local_rank=rank)) for rank in range(ranks)]
-    exporter = open_exporter(ExporterSettings(port=0, **settings), world, "bench", pulses[0])
+    exporter = open_exporter(ExporterSettings(port=0, linger_seconds=0, **settings), world, "bench", pulses[0])
     assert exporter
     of_ranks = {"rank_busy_seconds": (1.0,) * ranks, "rank_memory": (samples.memory(),) * ranks}
     for event in (samples.start(), samples.record(**of_ranks), samples.evaluation(), samples.save()):

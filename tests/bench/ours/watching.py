@@ -34,7 +34,7 @@ def side(batch: int) -> Callable[[], float]:
     world = _join(0, meeting)
     ranks, pulse, memory = Ranks(world), Pulse.open(meeting, world), Memory(torch.device("cpu"))
     pulse.hide()
-    exporter = open_exporter(ExporterSettings(port=0), world, "bench", pulse)
+    exporter = open_exporter(ExporterSettings(port=0, linger_seconds=0), world, "bench", pulse)
     assert exporter
     exporter.update(samples.start())
     busy = Busy(HostClock())
