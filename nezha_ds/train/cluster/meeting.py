@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch.distributed as dist
 
 from nezha_ds.errors import LaunchError
+from nezha_ds.train.cluster.network import can_listen
 from nezha_ds.world import World, variable
 
 POLL_SECONDS = 0.02
@@ -71,7 +72,7 @@ class Meeting:
             ) from None
 
     def _serve(self) -> Any:
-        if not _is_own(self.address):
+        if not can_listen(self.address):
             raise LaunchError(
                 f"MASTER_ADDR={self.host} leads to {self.address}, which is no address of {node_name()}, where rank 0 "
                 "runs; set it on every node to rank 0's host"
@@ -130,13 +131,3 @@ def _resolve(host: str) -> str:
             f"MASTER_ADDR={host} leads nowhere on {node_name()} ({error.strerror}); set it to rank 0's host, as every "
             "node can resolve it, or to its address"
         ) from None
-
-
-def _is_own(address: str) -> bool:
-    """Whether this host has the address."""
-    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
-        try:
-            probe.bind((address, 0))
-        except OSError:
-            return False
-    return True

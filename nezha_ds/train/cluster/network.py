@@ -70,7 +70,7 @@ def address_of_gloo() -> tuple[str, str]:
         found = [str(entry[4][0]) for entry in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)]
     except OSError:
         return "127.0.0.1", f"host name {host} leads nowhere"
-    return next(filter(_can_listen, found), "127.0.0.1"), f"host name {host}"
+    return next(filter(can_listen, found), "127.0.0.1"), f"host name {host}"
 
 
 class Echo(socketserver.ThreadingTCPServer):
@@ -150,7 +150,8 @@ def _round(link: socket.socket, listener: Listener) -> Clock:
     return Clock(struct.unpack("!d", answer[TOKEN_BYTES:])[0] - (began + half), half)
 
 
-def _can_listen(address: str) -> bool:
+def can_listen(address: str) -> bool:
+    """Whether this host has the address, IPv4 or IPv6."""
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
         try:
             probe.bind((address, 0))
