@@ -14,25 +14,23 @@ is 127.0.1.1 and on virtual machines one that leads to no other node. What the u
 On one node nothing of this matters, except under MPI, whose ranks would else meet at a port that another run may have.
 """
 
-import fcntl
 import itertools
 import logging
 import random
 import re
 import socket
-import struct
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
 from nezha_ds.errors import LaunchError
+from nezha_ds.train.cards import address_towards, card_of, cards
 from nezha_ds.world import World, set_default, variable
 
 PORTS = range(10_000, 29_000)
 """Below those that the kernel gives to clients (32768 on), and below the exporter's."""
 TRY_SECONDS = 3.0
 """How long one address of rank 0's host is tried."""
-_SIOCGIFADDR = 0x8915  # netdevice(7): the IPv4 address of a card
 
 log = logging.getLogger(__name__)
 
@@ -160,10 +158,9 @@ def _card(world: World) -> str:
 def card_towards(host: str) -> str:
     """The card by which this host would send to another; "" for none and for loopback."""
     for address in _addresses(host):
-        with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect((address, 9))  # sends nothing: the kernel only looks up the way
-            own = probe.getsockname()[0]
-            return next((card for card, address in _cards() if address == own and card != "lo"), "")
+        with suppress(OSError):
+            card = card_of(address_towards(address)).name
+            return "" if card == "lo" else card
     return ""
 
 
@@ -176,15 +173,5 @@ def _addresses(host: str) -> list[str]:
 
 
 def _own_addresses() -> list[str]:
-    return [address for card, address in _cards() if card != "lo"]
-
-
-def _cards() -> list[tuple[str, str]]:
-    """Every card of this host that has an IPv4 address, with it."""
-    cards: list[tuple[str, str]] = []
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        for _, card in socket.if_nameindex():
-            with suppress(OSError):  # a card without address
-                answer = fcntl.ioctl(probe, _SIOCGIFADDR, struct.pack("256s", card.encode()))
-                cards.append((card, socket.inet_ntoa(answer[20:24])))
-    return cards
+    """IPv4."""
+    return [card.address for card in cards() if card.name != "lo" and ":" not in card.address]

@@ -9,12 +9,12 @@ import pytest
 from pydantic import TypeAdapter
 from rich.console import Console
 
+from nezha_ds.train.cards import Card
 from nezha_ds.train.cluster.columns import COLUMNS
 from nezha_ds.train.cluster.expected import expand_counts, expected_nodes
 from nezha_ds.train.cluster.judge import judge
 from nezha_ds.train.cluster.survey import (
     Arrival,
-    Card,
     Clock,
     Compute,
     Farewell,

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import TypeAdapter
 
 from nezha_ds.errors import Exit, NezhaError
+from nezha_ds.train.cards import address_towards
 from nezha_ds.train.cluster import compute, machine, network, shared_folder, traffic
 from nezha_ds.train.cluster.expected import expected_nodes
 from nezha_ds.train.cluster.judge import judge
@@ -151,7 +152,7 @@ class Examination:
             world.node,
             node_name(),
             meeting.address,
-            network.address_towards(meeting.address),
+            address_towards(meeting.address),
         )
         meeting.tell("arrival", arrivals.dump_json(own))
         if world.is_main:

@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch.distributed as dist
 
 from nezha_ds.errors import LaunchError
-from nezha_ds.train.cluster.network import can_listen
+from nezha_ds.train.cards import can_listen
 from nezha_ds.world import World, variable
 
 POLL_SECONDS = 0.02

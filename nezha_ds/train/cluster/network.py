@@ -7,7 +7,6 @@ listens at just that address, and every other node knocks there: 128 nodes are 1
 carries a token, as on a loopback one would reach oneself.
 """
 
-import fcntl
 import secrets
 import socket
 import socketserver
@@ -17,13 +16,11 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from pathlib import Path
 
-from nezha_ds.train.cluster.survey import Card, Clock, Listener, Network
+from nezha_ds.train.cards import Card, address_towards, can_listen, card_of, ipv4_of
+from nezha_ds.train.cluster.survey import Clock, Listener, Network
 from nezha_ds.world import variable
 
-SIOCGIFADDR, SIOCGIFMTU = 0x8915, 0x8921
-"""netdevice(7)"""
 KNOCK_SECONDS = 10.0
 """Three lost packets: the kernel sends a connection's first again after 1, 3 and 7 s."""
 ROUNDS = 8
@@ -33,28 +30,6 @@ TOKEN_BYTES = 8
 SETTINGS = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
 
-def cards() -> list[Card]:
-    """The interfaces of this host that have an address, one entry an address."""
-    found = [Card(name, address, _mtu(name)) for _, name in socket.if_nameindex() if (address := _ipv4(name))]
-    table = Path("/proc/net/if_inet6")
-    for line in table.read_text().splitlines() if table.exists() else ():
-        digits, *_, name = line.split()
-        found.append(Card(name, socket.inet_ntop(socket.AF_INET6, bytes.fromhex(digits)), _mtu(name)))
-    return found
-
-
-def card_of(address: str) -> Card:
-    """The card that has an address; one without a name when none is known to have it."""
-    return next((card for card in cards() if card.address == address), Card("", address, 0))
-
-
-def address_towards(address: str) -> str:
-    """This host's own address on the way to another; nothing is sent. OSError without a way."""
-    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((address, 9))
-        return str(probe.getsockname()[0])
-
-
 def address_of_gloo() -> tuple[str, str]:
     """The address that gloo will take on this host, and what leads it there: as torch chooses, in its order.
 
@@ -62,7 +37,7 @@ def address_of_gloo() -> tuple[str, str]:
     """
     if names := variable("GLOO_SOCKET_IFNAME"):
         name = names.split(",")[0]
-        if address := _ipv4(name):
+        if address := ipv4_of(name):
             return address, f"GLOO_SOCKET_IFNAME={names}"
         raise LookupError(f"GLOO_SOCKET_IFNAME={names}: there is no such card with an address here")
     host = socket.gethostname()
@@ -148,32 +123,3 @@ def _round(link: socket.socket, listener: Listener) -> Clock:
     if answer[:TOKEN_BYTES].hex() != listener.token:
         raise ConnectionError("somebody else answers there")
     return Clock(struct.unpack("!d", answer[TOKEN_BYTES:])[0] - (began + half), half)
-
-
-def can_listen(address: str) -> bool:
-    """Whether this host has the address, IPv4 or IPv6."""
-    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
-        try:
-            probe.bind((address, 0))
-        except OSError:
-            return False
-    return True
-
-
-def _ipv4(name: str) -> str:
-    answer = _ask(name, SIOCGIFADDR)
-    return socket.inet_ntoa(answer[20:24]) if answer else ""
-
-
-def _mtu(name: str) -> int:
-    answer = _ask(name, SIOCGIFMTU)
-    return int(struct.unpack("16xi", answer[:20])[0]) if answer else 0
-
-
-def _ask(name: str, request: int) -> bytes:
-    """The kernel's answer about a card; nothing when it has none."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            return bytes(fcntl.ioctl(probe, request, struct.pack("256s", name.encode()[:15])))
-        except OSError:
-            return b""

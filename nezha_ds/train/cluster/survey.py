@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from nezha_ds.train.cards import Card
 from nezha_ds.train.doctor import Finding
 
 
@@ -75,15 +76,6 @@ class Compute:
     """Operations a second, of the best of several."""
     correct: bool
     gpu: Gpu | None = None
-
-
-@dataclass(frozen=True)
-class Card:
-    """A network interface."""
-
-    name: str
-    address: str
-    mtu: int
 
 
 @dataclass(frozen=True)
